@@ -1,0 +1,116 @@
+"""What a node offers to the driver above it, whether it is hosted in this process or attached to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..sqlite.entry import Base, Result, Statement
+from ..sqlite.functions import Registrar
+from ..sqlite.readers import ReaderPool
+
+
+@dataclass(frozen=True, slots=True)
+class TLSFiles:
+    """Paths of PEM files: this node's certificate and key, and the authority its peers are signed by."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node of one group, checked and complete.
+
+    ``name`` is the path of the SQLite file. ``address`` ("host:port") is the node's identity; ``peers`` are all
+    voting members, itself included; a group of one has ``peers == (address,)`` and opens no port. Times are
+    seconds. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases). ``durable``
+    False: nothing is fsynced (test databases). ``registrars`` register SQL functions and collations on
+    every connection. ``mode`` is the mode of the files and the socket.
+    """
+
+    name: Path
+    address: str
+    peers: tuple[str, ...]
+    secret: str | None = None
+    tls: TLSFiles | None = None
+    timeout: float = 5.0
+    election_timeout: float = 0.4
+    lease_timeout: float | None = 1.0
+    mode: int = 0o600
+    host: bool = True
+    durable: bool = True
+    registrars: tuple[Registrar, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The node's folder, beside the database file: log, lock and socket."""
+        return self.name.with_name(self.name.name + ".raft")
+
+
+class WriteSession(Protocol):
+    """An interactive transaction that holds the write lease, working on scratch.
+
+    Used by one thread at a time. After :meth:`commit` or :meth:`rollback`, or after any of its methods
+    raised TransactionConflict, HostLost or Unavailable, the session is over and its lease is free.
+    """
+
+    base: Base
+
+    def execute(self, statement: Statement) -> Result:
+        """Run on scratch (reads, writes and SAVEPOINT commands alike).
+
+        Raises StatementError (the statement's own; the transaction goes on), TransactionConflict (the
+        lease was lost), HostLost.
+        """
+
+    @property
+    def in_transaction(self) -> bool:
+        """False when SQLite itself ended the transaction (OR ROLLBACK, RAISE(ROLLBACK))."""
+
+    def total_changes(self) -> int:
+        """SQLite's counter on scratch: it moves when a failed statement kept rows (OR FAIL)."""
+
+    def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
+        """Replicate the net writes with this session's base, and return when they are applied here.
+
+        An open deferred foreign key raises StatementError (SQLITE_CONSTRAINT_FOREIGNKEY) and leaves the
+        session open. Else the session is over; raises TransactionConflict, Unavailable (surely not
+        committed) or CommitOutcomeUnknown.
+        """
+
+    def rollback(self) -> None:
+        """Roll scratch back and give the lease up. Never raises, and may be called again."""
+
+
+class Node(Protocol):
+    """One node, shared by all connections of this process. Thread-safe."""
+
+    config: NodeConfig
+    readers: ReaderPool
+
+    def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
+        """Replicate one autocommit statement; return when it is applied here.
+
+        Raises StatementError, Unavailable (surely not executed), LeaseTimeout, CommitOutcomeUnknown, HostLost.
+        """
+
+    def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> WriteSession:
+        """Take the write lease and open scratch at the newest state. ``reason`` is the first statement's
+        text, for messages and status. Raises LeaseTimeout, Unavailable, HostLost."""
+
+    def read_barrier(self, *, timeout: float) -> None:
+        """Return when this node has applied all that was committed anywhere before the call (ReadIndex,
+        Raft thesis 6.4). Raises Unavailable, HostLost."""
+
+    def status(self) -> dict[str, Any]:
+        """What `manage.py raft status` shows; plain types only."""
+
+    def close(self) -> None:
+        """Release this process's share: stop hosting, or detach. Idempotent."""
+
+
+OpenNode = Callable[[NodeConfig], Node]

@@ -1,0 +1,58 @@
+"""What the consensus layer is told, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RaftConfig:
+    """One member of a fixed group.
+
+    ``address`` ("host:port") is the member's id and ``peers`` all voting members, itself included. ``log`` is the
+    path of the log's SQLite file. ``election_timeout`` (seconds) is the least time without a leader's word before
+    an election; the most is twice that. ``certificate``/``key``/``authority`` are PEM paths, all or none.
+    ``durable`` False: the log is not fsynced (test databases). ``mode`` is the mode of the log's files.
+    """
+
+    address: str
+    peers: tuple[str, ...]
+    log: Path
+    secret: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+    election_timeout: float = 0.4
+    durable: bool = True
+    mode: int = 0o600
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """All members but this one."""
+        return tuple(peer for peer in self.peers if peer != self.address)
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two heartbeats of a leader."""
+        return min(0.05, self.election_timeout / 4)
+
+
+@dataclass(frozen=True, slots=True)
+class RaftView:
+    """A snapshot of the member's place in the group.
+
+    ``role`` is "leader", "follower", "candidate" or "failed"; ``leader`` an address or None; ``commit_index`` and
+    ``last_index`` are log indexes. ``connected`` are the peers with a live session. ``match`` (leader only) maps a
+    peer to the last log index known to be on its disk. ``established``: leader whose term's no-op is committed.
+    """
+
+    role: str
+    term: int
+    leader: str | None
+    commit_index: int
+    last_index: int
+    connected: frozenset[str]
+    match: dict[str, int]
+    established: bool = False
+    reason: str | None = None
