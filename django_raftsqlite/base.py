@@ -1,0 +1,144 @@
+"""The database wrapper: Django's SQLite backend on our driver."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.sqlite3.base import FORMAT_QMARK_REGEX
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteDatabaseWrapper
+from django.utils.asyncio import async_unsafe
+from django.utils.functional import cached_property
+
+from . import dbapi
+from .client import DatabaseClient
+from .configuration import Configuration, configure
+from .consistency import level_for
+from .creation import DatabaseCreation
+from .environment import merge_environment
+from .errors import ErrorWrapper
+from .features import DatabaseFeatures
+from .introspection import DatabaseIntrospection
+from .operations import DatabaseOperations
+from .schema import DatabaseSchemaEditor
+from .validation import DatabaseValidation
+
+Database = dbapi
+
+
+class DatabaseWrapper(SQLiteDatabaseWrapper):
+    """One thread's connection to the node that this machine runs for the alias.
+
+    The vendor stays ``"sqlite"``: expressions, lookups and third-party packages dispatch on it.
+    """
+
+    display_name = "SQLite (Raft)"
+
+    Database = dbapi
+    SchemaEditorClass = DatabaseSchemaEditor
+    client_class = DatabaseClient
+    creation_class = DatabaseCreation
+    features_class = DatabaseFeatures
+    introspection_class = DatabaseIntrospection
+    ops_class = DatabaseOperations
+    validation_class = DatabaseValidation
+
+    def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
+        # A fault is raised when the alias is used or checked: a command that does neither should run.
+        with contextlib.suppress(ImproperlyConfigured):
+            merge_environment(alias, settings_dict)
+        super().__init__(settings_dict, alias)
+        self._connected_in: int | None = None
+
+    @cached_property
+    def wrap_database_errors(self) -> ErrorWrapper:
+        return ErrorWrapper(self)
+
+    def get_connection_params(self) -> dict[str, Any]:
+        return {"configuration": configure(self.alias, self.settings_dict)}
+
+    @async_unsafe
+    def get_new_connection(self, conn_params: dict[str, Any]) -> dbapi.Connection:
+        configuration: Configuration = conn_params["configuration"]
+        self.transaction_mode = configuration.transaction_mode
+        connection = dbapi.connect(
+            configuration.node,
+            timeout=configuration.node.timeout,
+            reads=partial(level_for, self.alias, configuration.reads),
+        )
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            for command in configuration.init_commands:
+                connection.execute(command)
+        except BaseException:
+            connection.close()
+            raise
+        self._connected_in = os.getpid()
+        return connection
+
+    def ensure_connection(self) -> None:
+        """Connect if there is no connection; after a fork, forget the parent's, whose sockets and locks it owns."""
+        if self.connection is not None and self._connected_in != os.getpid() and not self.in_atomic_block:
+            self.connection = None
+        super().ensure_connection()
+
+    def create_cursor(self, name: str | None = None) -> CursorWrapper:  # noqa: ARG002 - Django's signature
+        cursor: CursorWrapper = self.connection.cursor(factory=CursorWrapper)
+        return cursor
+
+    @async_unsafe
+    def close(self) -> None:
+        self.validate_thread_sharing()
+        # Not the parent's: its close() keeps databases in memory open, and there are none here.
+        BaseDatabaseWrapper.close(self)
+
+    def is_usable(self) -> bool:
+        """A connection outlives every error of the group; only a closed or inherited one is of no use."""
+        return not self.connection.closed and self._connected_in == os.getpid()
+
+    def is_in_memory_db(self) -> bool:
+        return False
+
+
+@lru_cache(maxsize=2048)
+def _qmark(query: str) -> str:
+    """The "format" style as the "qmark" style; cached, since the ORM makes the same texts again and again."""
+    return FORMAT_QMARK_REGEX.sub("?", query).replace("%%", "%")
+
+
+def _named(query: str, names: Iterable[str]) -> str:
+    """The "pyformat" style as the "named" style."""
+    return query % {name: f":{name}" for name in names}
+
+
+class CursorWrapper(dbapi.Cursor):
+    """Django speaks the "format" and "pyformat" styles, the driver "qmark" and "named".
+
+    A literal ``%s`` in a query with parameters is written ``%%s``.
+    """
+
+    def execute(self, query: str, params: Any = None) -> CursorWrapper:
+        if params is None:
+            super().execute(query)
+        elif isinstance(params, Mapping):
+            super().execute(_named(query, params), params)
+        else:
+            super().execute(_qmark(query), params)
+        return self
+
+    def executemany(self, query: str, param_list: Iterable[Any]) -> CursorWrapper:
+        # A generator may be given: the first parameters are looked at and put back.
+        remaining = iter(param_list)
+        first = next(remaining, None)
+        if first is None:
+            super().executemany(_qmark(query), ())
+            return self
+        convert: Callable[[str], str] = partial(_named, names=list(first)) if isinstance(first, Mapping) else _qmark
+        super().executemany(convert(query), chain((first,), remaining))
+        return self

@@ -1,0 +1,428 @@
+"""``DATABASES[alias]`` and ``RAFTSQLITE_<ALIAS>`` into a checked :class:`Configuration`.
+
+Every wrong value becomes a :class:`Problem` that names the full settings path, what was found and what to write:
+:func:`configure` raises the first one as ImproperlyConfigured, the system checks show them all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from django.core.exceptions import ImproperlyConfigured
+
+from .addresses import is_loopback, parse_address
+from .consistency import LEVELS, Level
+from .environment import environment_variable, merge_environment
+from .functions import load_functions, register_django_functions
+from .node.api import NodeConfig, TLSFiles
+from .sqlite.functions import Registrar
+from .wording import kind, listed, suggest
+
+TRANSACTION_MODES = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE")
+
+OPTIONS = (
+    "node",
+    "peers",
+    "secret",
+    "tls",
+    "reads",
+    "timeout",
+    "transaction_mode",
+    "init_command",
+    "functions",
+    "election_timeout",
+    "mode",
+    "host",
+)
+_SQLITE3_OPTIONS = frozenset(
+    {"check_same_thread", "detect_types", "isolation_level", "uri", "factory", "cached_statements", "autocommit"}
+)
+_TLS_FILES = ("certificate", "key", "authority")
+SECRET_MINIMUM = 16
+ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
+
+# A key of our own in a settings dictionary; Django's copies of it (threads, test workers) carry it along.
+TEST = "_RAFTSQLITE_TEST"
+
+LOCALHOST = "localhost"
+"""The address of a node that names none: a group of one, which opens no port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A wrong value: ``path`` says where it stands, ``text`` what was found, ``advice`` what to write instead.
+
+    ``id`` is the number of its system check, such as ``"E003"``.
+    """
+
+    id: str
+    path: str
+    text: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.text} {self.advice}"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """All that one alias says: its node, and how its connections behave."""
+
+    node: NodeConfig
+    reads: Level
+    transaction_mode: str | None
+    init_commands: tuple[str, ...]
+
+
+def configure(alias: str, settings_dict: MutableMapping[str, Any]) -> Configuration:
+    """Read the settings of ``alias``, with its environment variable merged in.
+
+    ``settings_dict`` is Django's ``DATABASES[alias]`` with its defaults filled in. Raises ImproperlyConfigured.
+    """
+    merge_environment(alias, settings_dict)
+    reader = _Reader(alias, settings_dict)
+    configuration = reader.read()
+    if reader.problems:
+        raise ImproperlyConfigured(str(reader.problems[0]))
+    return configuration
+
+
+def find_problems(alias: str, settings_dict: MutableMapping[str, Any]) -> list[Problem]:
+    """Everything that is wrong with the settings of ``alias``; empty when :func:`configure` would succeed."""
+    try:
+        merge_environment(alias, settings_dict)
+    except ImproperlyConfigured as error:
+        variable = environment_variable(alias)
+        return [Problem("E008", variable, str(error).removeprefix(f"{variable} "), "")]
+    reader = _Reader(alias, settings_dict)
+    reader.read()
+    return reader.problems
+
+
+class _Reader:
+    """Reads one alias's settings; a wrong value goes to ``problems`` and is replaced by its default."""
+
+    def __init__(self, alias: str, settings_dict: Mapping[str, Any]) -> None:
+        self.path = f'DATABASES["{alias}"]'
+        self.settings = settings_dict
+        self.options: Mapping[str, Any] = settings_dict.get("OPTIONS") or {}
+        self.problems: list[Problem] = []
+
+    def read(self) -> Configuration:
+        self._check_keys()
+        testing = bool(self.settings.get(TEST))
+        address, peers = self._members()
+        secret, tls = self._secret(), self._tls()
+        self._check_security(address, peers, secret, tls)
+        if testing:
+            # A test database is a group of its own: no peers, no ports, nothing fsynced, and a TestCase may
+            # hold its transaction for minutes.
+            address, peers, secret, tls = LOCALHOST, (LOCALHOST,), None, None
+        node = NodeConfig(
+            name=self._name(),
+            address=address,
+            peers=peers,
+            secret=secret,
+            tls=tls,
+            timeout=self._seconds("timeout", NodeConfig.timeout),
+            election_timeout=self._seconds("election_timeout", NodeConfig.election_timeout, *ELECTION_TIMEOUT_RANGE),
+            lease_timeout=None if testing else NodeConfig.lease_timeout,
+            mode=self._mode(),
+            host=True if testing else self._host(),
+            durable=not testing,
+            registrars=self._registrars(),
+        )
+        return Configuration(node, self._reads(), self._transaction_mode(), self._init_commands())
+
+    def _problem(self, number: str, option: str, text: str, advice: str) -> None:
+        path = f'{self.path}["OPTIONS"]["{option}"]' if option in OPTIONS else f"{self.path}{option}"
+        self.problems.append(Problem(number, path, text, advice))
+
+    def _option(self, name: str) -> Any:
+        return self.options.get(name)
+
+    def _check_keys(self) -> None:
+        for key in self.options:
+            if key in OPTIONS:
+                continue
+            if key in _SQLITE3_OPTIONS:
+                advice = "It belongs to the sqlite3 module, which is not used here. Remove it."
+            else:
+                advice = f"{suggest(key, OPTIONS)} Write one of {', '.join(OPTIONS)}.".strip()
+            self._problem("E001", f'["OPTIONS"]["{key}"]', "is not an option of this backend.", advice)
+        for key in self.settings:
+            if key in OPTIONS:
+                self._problem(
+                    "E001", f'["{key}"]', "is in the wrong place.", f'Write it as {self.path}["OPTIONS"]["{key}"].'
+                )
+
+    def _name(self) -> Path:
+        name = self.settings.get("NAME")
+        advice = 'Write the path of this node\'s SQLite file, such as BASE_DIR / "data" / "db.sqlite3".'
+        if not name:
+            self._problem("E002", '["NAME"]', "is empty.", advice)
+        elif not isinstance(name, str | os.PathLike):
+            self._problem("E002", '["NAME"]', f"is {kind(name)}.", advice)
+        elif str(name) == ":memory:" or "mode=memory" in str(name):
+            self._problem(
+                "E002",
+                '["NAME"]',
+                f"is {str(name)!r}: a database in memory cannot be replicated or recovered.",
+                advice,
+            )
+        elif str(name).startswith("file:"):
+            self._problem("E002", '["NAME"]', f"is {str(name)!r}: URIs are not supported.", advice)
+        elif Path(name).is_dir():
+            self._problem("E002", '["NAME"]', f"is {str(name)!r}, which is a folder.", advice)
+        elif not Path(name).absolute().parent.is_dir():
+            self._problem(
+                "E002",
+                '["NAME"]',
+                f"is {str(name)!r}, and the folder {str(Path(name).absolute().parent)!r} does not exist.",
+                "Make that folder, or write the path of a file in one that exists.",
+            )
+        else:
+            return Path(name).absolute()
+        return Path("unnamed.sqlite3").absolute()
+
+    def _members(self) -> tuple[str, tuple[str, ...]]:
+        node, peers = self._option("node"), self._option("peers")
+        if node is None:
+            if peers is not None:
+                self._problem(
+                    "E003",
+                    "node",
+                    'is missing, although "peers" is given.',
+                    'Write which of the peers this process is, such as "127.0.0.1:7101"; '
+                    "the environment variable of the alias can say it for each node.",
+                )
+            return LOCALHOST, (LOCALHOST,)
+        good = self._check_address("node", node)
+        if peers is None:
+            return (node, (node,)) if good else (LOCALHOST, (LOCALHOST,))
+        if not isinstance(peers, list | tuple) or not peers:
+            self._problem(
+                "E003",
+                "peers",
+                f"is {kind(peers)}." if peers else "is empty.",
+                "Write a list of all voting members, this node included, such as "
+                '["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]; leave it out for a group of one.',
+            )
+            return LOCALHOST, (LOCALHOST,)
+        faulty = [peer for peer in peers if not self._check_address("peers", peer)]
+        if faulty or not good:
+            return LOCALHOST, (LOCALHOST,)
+        doubled = sorted({peer for peer in peers if list(peers).count(peer) > 1})
+        if doubled:
+            self._problem("E003", "peers", f"names {doubled[0]!r} more than once.", "Write each member once.")
+        if node not in peers:
+            self._problem(
+                "E003",
+                "node",
+                f"is {node!r}, which is not one of the peers {list(peers)!r}.",
+                "Write the address exactly as it stands in peers, or add it there on every node.",
+            )
+            return LOCALHOST, (LOCALHOST,)
+        return node, tuple(peers)
+
+    def _check_address(self, option: str, address: object) -> bool:
+        fault = "is not a string" if not isinstance(address, str) else parse_address(address)
+        if isinstance(fault, str):
+            where = "is" if option == "node" else "has the member"
+            self._problem(
+                "E003",
+                option,
+                f"{where} {address!r}: {fault}.",
+                'Write "host:port" with a port from 1 to 65535, such as "127.0.0.1:7101".',
+            )
+            return False
+        return True
+
+    def _secret(self) -> str | None:
+        secret = self._option("secret")
+        advice = (
+            'Write the same random text on every node, such as what python -c "import secrets; '
+            'print(secrets.token_hex(32))" prints.'
+        )
+        if secret is None:
+            return None
+        if not isinstance(secret, str):
+            self._problem("E004", "secret", f"is {kind(secret)}.", advice)
+            return None
+        if len(secret) < SECRET_MINIMUM:
+            self._problem(
+                "E004", "secret", f"has {len(secret)} characters; at least {SECRET_MINIMUM} are needed.", advice
+            )
+            return None
+        return secret
+
+    def _tls(self) -> TLSFiles | None:
+        tls = self._option("tls")
+        if tls is None:
+            return None
+        advice = 'Write {"certificate": path, "key": path, "authority": path}, all of them PEM files.'
+        if not isinstance(tls, Mapping):
+            self._problem("E004", "tls", f"is {kind(tls)}.", advice)
+            return None
+        for key in tls:
+            if key not in _TLS_FILES:
+                self._problem("E004", "tls", f"has the unknown key {key!r}.{suggest(str(key), _TLS_FILES)}", advice)
+        paths: dict[str, Path] = {}
+        for key in _TLS_FILES:
+            where = f'["OPTIONS"]["tls"]["{key}"]'
+            value = tls.get(key)
+            if value is None:
+                self._problem("E004", where, "is missing.", advice)
+            elif not isinstance(value, str | os.PathLike):
+                self._problem("E004", where, f"is {kind(value)}.", advice)
+            elif not Path(value).is_file():
+                self._problem(
+                    "E004", where, f"is {str(value)!r}, and there is no such file.", "Write the path of a PEM file."
+                )
+            elif not os.access(value, os.R_OK):
+                self._problem(
+                    "E004",
+                    where,
+                    f"is {str(value)!r}, which this user (uid {os.getuid()}) may not read.",
+                    "Give this user read permission, or name another file.",
+                )
+            else:
+                paths[key] = Path(value).absolute()
+        return TLSFiles(**paths) if len(paths) == len(_TLS_FILES) else None
+
+    def _check_security(self, address: str, peers: tuple[str, ...], secret: str | None, tls: TLSFiles | None) -> None:
+        if len(peers) < 2 or any(problem.id == "E004" for problem in self.problems):
+            return
+        if secret is None and tls is None:
+            self._problem(
+                "E004",
+                "secret",
+                f'is missing, and so is "tls": a group of {len(peers)} nodes would trust whoever connects.',
+                'Write "secret" (the same random text on every node; loopback addresses only) or "tls" '
+                '({"certificate": path, "key": path, "authority": path}).',
+            )
+        elif tls is None:
+            for peer in (address, *peers):
+                parsed = parse_address(peer)
+                if isinstance(parsed, tuple) and not is_loopback(parsed[0]):
+                    self._problem(
+                        "E004",
+                        "tls",
+                        f"is missing, and the member {peer!r} is not on a loopback address: what the nodes send "
+                        "each other would cross the network in the clear.",
+                        'Write {"certificate": path, "key": path, "authority": path}, or use addresses such as '
+                        '"127.0.0.1:7101" when all nodes are on this machine.',
+                    )
+                    return
+
+    def _seconds(self, option: str, default: float, least: float = 0.0, most: float = math.inf) -> float:
+        value = self._option(option)
+        if value is None:
+            return default
+        limits = "a number of seconds above 0" if least == 0 else f"a number of seconds from {least:g} to {most:g}"
+        advice = f"Write {limits}, such as {default:g}."
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self._problem("E005", option, f"is {value!r}.", advice)
+        elif value <= 0 or not least <= value <= most:
+            self._problem("E005", option, f"is {value!r}, which is out of range.", advice)
+        else:
+            return float(value)
+        return default
+
+    def _mode(self) -> int:
+        value = self._option("mode")
+        if value is None:
+            return NodeConfig.mode
+        mode: int | None = None
+        if isinstance(value, str):
+            digits = value.removeprefix("0o")
+            mode = int(digits, 8) if re.fullmatch("[0-7]{3,4}", digits) else None
+        elif isinstance(value, int) and not isinstance(value, bool):
+            mode = value
+        # The owner must read and write; nobody executes. This also catches 600 for 0o600.
+        if mode is None or mode & 0o600 != 0o600 or mode & ~0o666:
+            shown = (
+                f"{value!r} ({value:#o})" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+            )
+            self._problem(
+                "E005",
+                "mode",
+                f"is {shown}: not a file mode that lets the owner read and write.",
+                'Write an octal number or text, such as 0o600 or "0600" (one user) or "0660" (a group).',
+            )
+            return NodeConfig.mode
+        return mode
+
+    def _host(self) -> bool:
+        value = self._option("host")
+        if value is None:
+            return NodeConfig.host
+        if not isinstance(value, bool):
+            self._problem(
+                "E005",
+                "host",
+                f"is {value!r}.",
+                "Write True (this process may host the node) or False (it only attaches to one that does).",
+            )
+            return NodeConfig.host
+        return value
+
+    def _registrars(self) -> tuple[Registrar, ...]:
+        path = self._option("functions")
+        if path is None:
+            return (register_django_functions,)
+        try:
+            return (register_django_functions, load_functions(path))
+        except ImproperlyConfigured as error:
+            self._problem(
+                "E006",
+                "functions",
+                f"is {path!r}: {error}.",
+                'Write the dotted path of a callable that takes a connection, such as "shop.sql.register".',
+            )
+            return (register_django_functions,)
+
+    def _reads(self) -> Level:
+        value = self._option("reads")
+        if value is None:
+            return "local"
+        if value not in LEVELS:
+            self._problem(
+                "E007", "reads", f"is {value!r}.{suggest(value, LEVELS)}", f"Write one of {listed(LEVELS)}."
+            )
+            return "local"
+        return cast("Level", value)
+
+    def _transaction_mode(self) -> str | None:
+        value = self._option("transaction_mode")
+        if value is None:
+            return None
+        if not isinstance(value, str) or value.upper() not in TRANSACTION_MODES:
+            self._problem(
+                "E007",
+                "transaction_mode",
+                f"is {value!r}.{suggest(str(value).upper(), TRANSACTION_MODES)}",
+                f"Write one of {listed(TRANSACTION_MODES)}, or None.",
+            )
+            return None
+        return value.upper()
+
+    def _init_commands(self) -> tuple[str, ...]:
+        value = self._option("init_command")
+        if value is None:
+            return ()
+        if not isinstance(value, str):
+            self._problem(
+                "E007",
+                "init_command",
+                f"is {kind(value)}.",
+                'Write SQL text, statements separated by ";", such as "PRAGMA cache_size=-20000".',
+            )
+            return ()
+        return tuple(command for part in value.split(";") if (command := part.strip()))

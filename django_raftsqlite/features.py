@@ -1,0 +1,41 @@
+"""What the database can do, as flags.
+
+Django's own module takes some of these from the standard library's SQLite; here they follow APSW's.
+"""
+
+from __future__ import annotations
+
+from django.db.backends.sqlite3.features import DatabaseFeatures as SQLiteDatabaseFeatures
+from django.utils.functional import cached_property
+
+
+class DatabaseFeatures(SQLiteDatabaseFeatures):
+    """Flags where a replicated SQLite differs from Django's, or this SQLite from the standard library's."""
+
+    # May several connections of one process open the test database? (It is a file.)
+    test_db_allows_multiple_connections = True
+
+    # Does SELECT ... FOR UPDATE keep other writers out? It takes the write lease, which is the whole database's.
+    has_select_for_update = True
+    has_select_for_update_nowait = True
+    has_select_for_update_skip_locked = False
+    has_select_for_update_of = False
+    has_select_for_no_key_update = False
+
+    # Is "ALTER TABLE ... DROP COLUMN" supported? (SQLite 3.35.5)
+    can_alter_table_drop_column = True
+    # RETURNING (SQLite 3.35)
+    can_return_columns_from_insert = True
+    can_return_rows_from_bulk_insert = True
+    can_return_rows_from_update = True
+    # ORDER BY inside an aggregate's parentheses (SQLite 3.44)
+    supports_aggregate_order_by_clause = True
+    # The JSON functions are built in (SQLite 3.38).
+    supports_json_field = True
+
+    @cached_property
+    def django_test_skips(self) -> dict[str, set[str]]:
+        skips = dict(super().django_test_skips)
+        # Added by Django when the standard library's SQLite is older than 3.47.
+        skips.pop("SQLite does not parse escaped double quotes in the JSON path notation", None)
+        return skips
