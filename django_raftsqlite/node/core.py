@@ -1,0 +1,458 @@
+"""The node's part in the group: its requests on their way to the leader, and, when it leads, everybody's.
+
+Pure like the sequencer: it is told the time and what arrived, and acts through a small port to the consensus
+layer, so that a simulation can drive it. Everything here runs on the node's loop thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgpack
+
+from ..raft.config import RaftView
+from ..sqlite.entry import Entry, Item, ItemKind, RequestId, encode_entry
+from .requests import Request, Requests
+from .sequencer import Lease, Refusal, Sequencer, Write
+
+logger = logging.getLogger("django_raftsqlite.node")
+
+Message = dict[str, Any]
+
+GOSSIP_INTERVAL = 0.5
+RESEND_INTERVAL = 1.0
+IDLE_VERSIONS = 10_000
+IDLE_MILLISECONDS = 3_600_000
+
+
+class Refused(Exception):
+    """The leader took a request out of its queue; it is surely not in the log.
+
+    ``reason``: "locked", "slow", "conflict", "revoked" or "failed".
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class RaftPort(Protocol):
+    """What the core needs of the consensus layer (the driver, or a simulation)."""
+
+    @property
+    def view(self) -> RaftView: ...
+
+    def propose(self, payload: bytes) -> tuple[int, int] | None: ...
+
+    def send(self, peer: str, message: Message) -> bool: ...
+
+    def read_index(self, done: Callable[[int | None], None]) -> None: ...
+
+
+class Claim:
+    """This node's wish for the write lease, or its hold on it.
+
+    ``granted`` is called with the log index from which on the lease is good; ``refused`` with a :class:`Refused`,
+    also when a lease that was granted is lost. Both on the loop thread.
+    """
+
+    __slots__ = ("deadline", "granted", "id", "index", "nowait", "refused", "sent_to", "who")
+
+    def __init__(
+        self,
+        claim: bytes,
+        *,
+        who: str,
+        deadline: float,
+        nowait: bool,
+        granted: Callable[[int], None],
+        refused: Callable[[Refused], None],
+    ) -> None:
+        self.id = claim
+        self.who = who
+        self.deadline = deadline
+        self.nowait = nowait
+        self.granted = granted
+        self.refused = refused
+        self.index: int | None = None
+        self.sent_to: tuple[str, int] | None = None
+
+
+class Core:
+    """Routes this node's requests, claims and read barriers to the leader; sequences them when it leads.
+
+    ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch. ``progress`` tells how far this
+    node has applied, as a message for the others. ``room`` is false while apply lags so far behind that
+    nothing new should enter the log.
+
+    Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
+    is a new one; apply knows the ids. Owned by the loop thread.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        raft: RaftPort,
+        requests: Requests,
+        *,
+        lease_timeout: float | None,
+        clock: Callable[[], float],
+        wall: Callable[[], int],
+        progress: Callable[[], Message],
+        room: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._address = address
+        self._raft = raft
+        self._requests = requests
+        self._clock = clock
+        self._wall = wall
+        self._progress = progress
+        self._room = room
+        self._unopened: bytes | None = None
+        self._claims: dict[bytes, Claim] = {}
+        self._waiting_barriers: list[Callable[[int | None], None]] = []
+        self._flying_barriers: list[Callable[[int | None], None]] = []
+        self._barrier_sent = 0.0
+        self._barrier_number = 0
+        self._in_flight: dict[int, list[bytes]] = {}
+        self._time = 0
+        self._gossiped = 0.0
+        self._resent = 0.0
+        self._session = 0  # grows whenever the leader or the session to it is a new one
+        self._view = raft.view
+        self.sequencer = Sequencer(lease_timeout)
+        self.peers: dict[str, Message] = {}
+        self.failed: str | None = None
+        self._handlers: dict[str, Callable[[str, Message], None]] = {
+            "node.submit": self._on_submit,
+            "node.lease": self._on_lease,
+            "node.granted": self._on_granted,
+            "node.refused": self._on_refused,
+            "node.release": self._on_release,
+            "node.touch": self._on_touch,
+            "node.barrier": self._on_barrier,
+            "node.barrier_ok": self._on_barrier_ok,
+            "node.progress": self._on_progress,
+        }
+
+    # What this node wants ---------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Send a request on its way; it is sent again until it is settled or its author gives up."""
+        if self.failed is not None:
+            request.set(Refused("failed", self.failed))
+        else:
+            if request.lease is not None:
+                self._claims.pop(request.lease, None)  # the lease ends with its COMMIT
+            self._send_request(request)
+
+    def open_origin(self, origin: bytes) -> None:
+        """Have the origin opened; asked again until :meth:`origin_opened`."""
+        self._unopened = origin
+        self._send_origin(ItemKind.OPEN_ORIGIN, origin)
+
+    def origin_opened(self, origin: bytes) -> None:
+        """Apply has seen the origin's entry."""
+        if self._unopened == origin:
+            self._unopened = None
+
+    def close_origin(self, origin: bytes) -> None:
+        """Ask for the origin to be closed, at a clean stop."""
+        self._unopened = None
+        self._send_origin(ItemKind.CLOSE_ORIGIN, origin)
+
+    def claim(self, claim: Claim) -> None:
+        """Ask for the write lease."""
+        if self.failed is not None:
+            claim.refused(Refused("failed", self.failed))
+            return
+        self._claims[claim.id] = claim
+        self._send_claim(claim)
+
+    def release(self, claim: bytes) -> None:
+        """Give the lease back, or stop waiting for it; harmless when it is gone."""
+        self._claims.pop(claim, None)
+        self._to_leader({"type": "node.release", "lease": claim})
+
+    def touch(self, claim: bytes) -> None:
+        """The holder is at work."""
+        if claim in self._claims:
+            self._to_leader({"type": "node.touch", "lease": claim})
+
+    def barrier(self, done: Callable[[int | None], None]) -> None:
+        """ReadIndex: ``done(index)`` once a quorum confirmed the leader; never called while there is none."""
+        self._waiting_barriers.append(done)
+        self._send_barriers()
+
+    def abandon_barrier(self, done: Callable[[int | None], None]) -> None:
+        """The reader's deadline passed."""
+        for barriers in (self._waiting_barriers, self._flying_barriers):
+            if done in barriers:
+                barriers.remove(done)
+
+    def fail(self, reason: str) -> None:
+        """This node stopped itself: refuse everything that was surely not sent, and all that comes."""
+        self.failed = reason
+        for request in self._requests.open():
+            if request.sent == 0:
+                self._requests.settle(request.id, Refused("failed", reason))
+        for claim in list(self._claims.values()):
+            del self._claims[claim.id]
+            claim.refused(Refused("failed", reason))
+        self.sequencer.clear()
+
+    # What happens -----------------------------------------------------------------------------------------
+
+    def on_view(self, view: RaftView) -> None:
+        """The role, term, leader or sessions of this member changed."""
+        before, self._view = self._view, view
+        if before.role == "leader" and (view.role != "leader" or view.term != before.term):
+            self.sequencer.clear()
+            self._in_flight.clear()
+        if view.role == "leader":
+            for gone in before.connected - view.connected:
+                self.sequencer.forget_source(gone)
+        moved = view.leader != before.leader or view.term != before.term
+        session = view.leader in view.connected and view.leader not in before.connected
+        if moved or session or (view.established and not before.established):
+            self._session += 1
+            self._resend()
+        self._pump()
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message of another member's core. Raises KeyError, TypeError or ValueError for a malformed one."""
+        self._handlers[message["type"]](peer, message)
+
+    def on_committed(self, index: int) -> None:
+        """An entry is committed: the next batch may go."""
+        for request in self._in_flight.pop(index, ()):
+            self.sequencer.settled(request)
+        self._pump()
+
+    def tick(self) -> None:
+        """Deadlines and repetitions; call it every 50 ms or so."""
+        now = self._clock()
+        if self._view.role == "leader":
+            for refusal in self.sequencer.expire(now):
+                self._refuse(refusal)
+            self._pump()
+        if now - self._resent >= RESEND_INTERVAL:
+            self._resend()
+        if now - self._gossiped >= GOSSIP_INTERVAL:
+            self._gossiped = now
+            progress = {"type": "node.progress", **self._progress()}
+            for peer in self._view.connected:
+                self._raft.send(peer, progress)
+
+    def expire_origins(self) -> None:
+        """As the leader, have idle origins closed (long *and* many versions)."""
+        if self._view.role == "leader" and self._view.established:
+            payload: bytes = msgpack.packb([IDLE_VERSIONS, IDLE_MILLISECONDS])
+            item = Item(ItemKind.EXPIRE_ORIGINS, payload)
+            self.sequencer.submit(Write(b"expire", item, False, "", float("inf")))
+            self._pump()
+
+    # To the leader ----------------------------------------------------------------------------------------
+
+    def _to_leader(self, message: Message) -> bool:
+        leader = self._view.leader
+        if leader is None or self.failed is not None:
+            return False
+        if leader == self._address:
+            if self._view.role != "leader":
+                return False
+            self.on_message(self._address, message)
+            return True
+        return self._raft.send(leader, message)
+
+    def _send_request(self, request: Request) -> None:
+        target = (self._view.leader or "", self._session)
+        if self._view.leader is None or request.sent_to == target or not request.payload:
+            return
+        # Counted before the look at settled: an author that gives up finds either its request unsent for ever,
+        # or counted.
+        request.sent += 1
+        if request.decided:
+            request.sent -= 1
+            return
+        request.sent_to = target
+        sent = self._to_leader(
+            {
+                "type": "node.submit",
+                "id": request.id.to_bytes(),
+                "kind": ItemKind.TRANSACTION,
+                "data": request.payload,
+                "solo": request.solo,
+                "lease": request.lease,
+                "budget": max(request.deadline - self._clock(), 0.0),
+            }
+        )
+        if not sent:
+            request.sent -= 1
+            request.sent_to = None
+
+    def _send_origin(self, kind: ItemKind, origin: bytes) -> None:
+        self._to_leader({"type": "node.submit", "id": b"", "kind": kind, "data": origin})
+
+    def _send_claim(self, claim: Claim) -> None:
+        target = (self._view.leader or "", self._session)
+        if self._view.leader is None or claim.index is not None or claim.sent_to == target:
+            return
+        claim.sent_to = target
+        message = {
+            "type": "node.lease",
+            "lease": claim.id,
+            "who": claim.who,
+            "nowait": claim.nowait,
+            "budget": max(claim.deadline - self._clock(), 0.0),
+        }
+        if not self._to_leader(message):
+            claim.sent_to = None
+
+    def _send_barriers(self) -> None:
+        if self._flying_barriers or not self._waiting_barriers or self._view.leader is None:
+            return
+        self._flying_barriers, self._waiting_barriers = self._waiting_barriers, []
+        self._barrier_number += 1
+        self._barrier_sent = self._clock()
+        if not self._to_leader({"type": "node.barrier", "number": self._barrier_number}):
+            self._land_barriers(None)
+
+    def _land_barriers(self, index: int | None) -> None:
+        landed, self._flying_barriers = self._flying_barriers, []
+        if index is None:  # not confirmed: they wait for the next leader, or for their deadline
+            self._waiting_barriers[:0] = landed
+            return
+        for done in landed:
+            done(index)
+        self._send_barriers()
+
+    def _resend(self) -> None:
+        self._resent = self._clock()
+        if self._unopened is not None:
+            self._send_origin(ItemKind.OPEN_ORIGIN, self._unopened)
+        for request in self._requests.open():
+            self._send_request(request)
+        for claim in list(self._claims.values()):
+            self._send_claim(claim)
+        if self._flying_barriers and self._clock() - self._barrier_sent >= RESEND_INTERVAL:
+            self._land_barriers(None)
+        self._send_barriers()
+
+    # As the leader ----------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        if self._view.role != "leader" or not self._view.established or self.failed is not None:
+            return
+        while not self._in_flight and self._room():
+            batch, solo = self.sequencer.next_batch()
+            if not batch:
+                break
+            self._time = max(self._time, self._wall())
+            entry = encode_entry(Entry(self._time, tuple(write.item for write in batch), solo))
+            place = self._raft.propose(entry)
+            if place is None:
+                break  # no longer leading: the view will say so, and every node sends its own again
+            self._in_flight[place[0]] = [write.request for write in batch]
+        while (lease := self.sequencer.next_grant(self._clock())) is not None:
+            message = {"type": "node.granted", "lease": lease.id, "index": self._raft.view.last_index}
+            if not self._answer(lease.source, message):
+                self.sequencer.release(lease.id)
+
+    def _answer(self, source: str, message: Message) -> bool:
+        if source == self._address:
+            self.on_message(source, message)
+            return True
+        return self._raft.send(source, message)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if refusal.source:
+            self._answer(
+                refusal.source,
+                {
+                    "type": "node.refused",
+                    "subject": refusal.subject,
+                    "reason": refusal.reason,
+                    "text": refusal.text,
+                },
+            )
+
+    def _on_submit(self, peer: str, message: Message) -> None:
+        if self._view.role != "leader":
+            return  # its author sends it again when it learns of the leader
+        kind = ItemKind(message["kind"])
+        item = Item(kind, message["data"])
+        if kind is not ItemKind.TRANSACTION:
+            self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, "", float("inf")))
+            self._pump()
+            return
+        deadline = self._clock() + message["budget"]
+        write = Write(message["id"], item, message["solo"], peer, deadline)
+        if message["lease"] is None:
+            self.sequencer.submit(write)
+        else:
+            refusal = self.sequencer.commit(message["lease"], write)
+            if refusal is not None:
+                self._refuse(refusal)
+        self._pump()
+
+    def _on_lease(self, peer: str, message: Message) -> None:
+        if self._view.role != "leader":
+            return
+        deadline = self._clock() + message["budget"]
+        lease = Lease(message["lease"], peer, deadline, message["who"])
+        refusal = self.sequencer.request_lease(lease, nowait=message["nowait"])
+        if refusal is not None:
+            self._refuse(refusal)
+        self._pump()
+
+    def _on_release(self, _peer: str, message: Message) -> None:
+        self.sequencer.release(message["lease"])
+        self._pump()
+
+    def _on_touch(self, _peer: str, message: Message) -> None:
+        self.sequencer.touch(message["lease"], self._clock())
+
+    def _on_barrier(self, peer: str, message: Message) -> None:
+        number = message["number"]
+
+        def answer(index: int | None) -> None:
+            self._answer(peer, {"type": "node.barrier_ok", "number": number, "index": index})
+
+        if self._view.role == "leader":
+            self._raft.read_index(answer)
+        else:
+            answer(None)
+
+    # From the leader --------------------------------------------------------------------------------------
+
+    def _on_granted(self, _peer: str, message: Message) -> None:
+        claim = self._claims.get(message["lease"])
+        if claim is None:  # given up in the meantime
+            self._to_leader({"type": "node.release", "lease": message["lease"]})
+        elif claim.index is None:
+            claim.index = message["index"]
+            claim.granted(message["index"])
+
+    def _on_refused(self, peer: str, message: Message) -> None:
+        refused = Refused(message["reason"], message["text"])
+        subject = message["subject"]
+        claim = self._claims.pop(subject, None)
+        if claim is not None:
+            claim.refused(refused)
+            return
+        if len(subject) != 24:
+            return
+        request = self._requests.find(RequestId(subject[:16], int.from_bytes(subject[16:], "big")))
+        # A request that went out more than once may be in the log of an earlier leader: its author waits on.
+        if request is not None and request.sent == 1 and peer == self._view.leader:
+            self._requests.settle(request.id, refused)
+
+    def _on_barrier_ok(self, _peer: str, message: Message) -> None:
+        if message["number"] == self._barrier_number:
+            self._land_barriers(message["index"])
+
+    def _on_progress(self, peer: str, message: Message) -> None:
+        self.peers[peer] = {**message, "heard": self._clock()}

@@ -1,0 +1,45 @@
+"""A value that one thread waits for."""
+
+from __future__ import annotations
+
+import threading
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Latch(Generic[T]):
+    """Set at most once, by any thread; waited for by one.
+
+    After a wait that ended in None it can no longer be set, so that the setter knows whether it was heard.
+    """
+
+    __slots__ = ("_first", "_value", "_wake")
+
+    def __init__(self) -> None:
+        self._value: T | None = None
+        self._first = threading.Lock()
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def set(self, value: T) -> bool:
+        """Set the value; False when it has one already or the waiter has gone."""
+        if not self._first.acquire(blocking=False):
+            return False
+        self._value = value
+        self._wake.release()
+        return True
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is set, or its waiter has gone."""
+        return self._first.locked()
+
+    def wait(self, seconds: float) -> T | None:
+        """The value, or None when the time is up."""
+        if self._wake.acquire(timeout=max(seconds, 0)):
+            return self._value
+        if self._first.acquire(blocking=False):
+            return None
+        self._wake.acquire()  # another thread is between the two lines of set()
+        return self._value

@@ -1,0 +1,41 @@
+"""How far this node has applied, for those who wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class Applied:
+    """The newest log index that is applied on this node.
+
+    The apply thread advances it; any thread may wait for an index.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._waiters = 0
+        self._changed = threading.Condition()
+
+    @property
+    def index(self) -> int:
+        """The newest applied log index."""
+        return self._index
+
+    def advance(self, index: int) -> None:
+        """``index`` is applied."""
+        with self._changed:
+            self._index = max(self._index, index)
+            if self._waiters:
+                self._changed.notify_all()
+
+    def wait(self, index: int, deadline: float) -> bool:
+        """Wait until ``index`` is applied; False when ``deadline`` (monotonic seconds) passes first."""
+        if self._index >= index:
+            return True
+        with self._changed:
+            self._waiters += 1
+            try:
+                return self._changed.wait_for(lambda: self._index >= index, max(deadline - time.monotonic(), 0))
+            finally:
+                self._waiters -= 1

@@ -1,0 +1,207 @@
+"""The leader's decisions: in what order writes enter the log, and who holds the write lease.
+
+Pure: no threads, sockets or clock of its own; the caller tells the time (seconds, monotonic). Safety does not
+depend on anything here: a transaction's base is checked by every apply. The sequencer only keeps
+transactions from colliding, and serves them in order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..sqlite.entry import Item
+
+MAX_BATCH_ITEMS = 512
+MAX_BATCH_BYTES = 512 * 1024
+
+
+@dataclass(slots=True)
+class Write:
+    """An item that waits for its place in the log.
+
+    ``request`` (bytes) names it, so that a re-sent copy is not queued twice; ``source`` is the address of the
+    member it came from; ``deadline`` (seconds) is when it must be refused if it is still not in the log.
+    """
+
+    request: bytes
+    item: Item
+    solo: bool
+    source: str
+    deadline: float
+
+
+@dataclass(slots=True)
+class Lease:
+    """A claim on the write lease, waiting or granted.
+
+    ``active`` (seconds) is when the holder was last heard to work; ``who`` describes it for messages
+    ("node 127.0.0.1:7101, process 4711: UPDATE ...").
+    """
+
+    id: bytes
+    source: str
+    deadline: float
+    who: str
+    granted: float = 0.0
+    active: float = 0.0
+
+
+@dataclass(slots=True)
+class Refusal:
+    """Something that was taken out of the queue without ever entering the log."""
+
+    source: str
+    subject: bytes
+    reason: str
+    text: str
+
+
+class Sequencer:
+    """Order of arrival, one lease at a time.
+
+    Invariants: while the lease is held nothing but its holder's COMMIT leaves the queue; COMMITs never queue
+    behind those who wait for them; a request id is in the queue or in flight at most once; what was refused
+    was never in the log on this leader's word.
+    Owned by the thread that runs the node's loop.
+    """
+
+    def __init__(self, lease_timeout: float | None) -> None:
+        self._lease_timeout = lease_timeout
+        self._queue: deque[Write | Lease] = deque()
+        self._commits: deque[Write] = deque()
+        self._known: set[bytes] = set()
+        self.holder: Lease | None = None
+
+    def __len__(self) -> int:
+        return len(self._queue) + len(self._commits)
+
+    def submit(self, write: Write) -> None:
+        """Queue an autocommit write; a copy of one that is queued or in flight is dropped."""
+        if write.request not in self._known:
+            self._known.add(write.request)
+            self._queue.append(write)
+
+    def commit(self, lease: bytes, write: Write) -> Refusal | None:
+        """Queue a transaction's COMMIT, ahead of the queue. Its lease ends with it.
+
+        Refused early only when somebody else holds the lease: then its base is surely gone or about to be.
+        """
+        if write.request in self._known:
+            return None
+        if self.holder is not None and self.holder.id != lease:
+            return Refusal(write.source, write.request, "conflict", f"the write lease went to {self.holder.who}")
+        self.holder = None
+        self._known.add(write.request)
+        self._commits.append(write)
+        return None
+
+    def request_lease(self, lease: Lease, *, nowait: bool) -> Refusal | None:
+        """Queue a claim; a repeated claim (re-sent by its node) keeps its place."""
+        if self.holder is not None and self.holder.id == lease.id:
+            return None
+        if any(isinstance(waiting, Lease) and waiting.id == lease.id for waiting in self._queue):
+            return None
+        if nowait and (self.holder is not None or self._queue):
+            who = "others wait for it" if self.holder is None else f"it is held by {self.holder.who}"
+            return Refusal(lease.source, lease.id, "locked", f"database is locked (NOWAIT): {who}")
+        self._queue.append(lease)
+        return None
+
+    def touch(self, lease: bytes, now: float) -> None:
+        """The holder is at work."""
+        if self.holder is not None and self.holder.id == lease:
+            self.holder.active = now
+
+    def release(self, lease: bytes) -> None:
+        """The holder rolled back, or a claimant gave up."""
+        if self.holder is not None and self.holder.id == lease:
+            self.holder = None
+        else:
+            self._queue = deque(i for i in self._queue if not (isinstance(i, Lease) and i.id == lease))
+
+    def settled(self, request: bytes) -> None:
+        """The request is committed, so that its id may be forgotten: from here on apply knows it."""
+        self._known.discard(request)
+
+    def next_grant(self, now: float) -> Lease | None:
+        """The claim whose turn it is, now holding the lease; None while there is none.
+
+        The grant is good from the last index in the log on: the caller sends that index with it.
+        """
+        if self.holder is None and not self._commits and self._queue and isinstance(self._queue[0], Lease):
+            lease = self._queue.popleft()
+            assert isinstance(lease, Lease)
+            lease.granted = lease.active = now
+            self.holder = lease
+            return lease
+        return None
+
+    def next_batch(self) -> tuple[list[Write], bool]:
+        """The writes of the next entry, and whether it is a solo one; empty when nothing may go."""
+        source: deque[Write] | deque[Write | Lease]
+        batch: list[Write] = []
+        size = 0
+        for source in (self._commits, self._queue):
+            if source is self._queue and self.holder is not None:
+                break
+            while source and isinstance(source[0], Write):
+                write = source[0]
+                if write.solo and batch:
+                    return batch, False
+                size += len(write.item.payload)
+                if batch and (size > MAX_BATCH_BYTES or len(batch) == MAX_BATCH_ITEMS):
+                    return batch, False
+                source.popleft()
+                batch.append(write)
+                if write.solo:
+                    return batch, True
+        return batch, False
+
+    def expire(self, now: float) -> Iterator[Refusal]:
+        """Refuse what waited too long, and take the lease from a holder that is idle while others wait.
+
+        The idle holder's refusal has the reason "revoked".
+        """
+        if self._queue and any(waiting.deadline <= now for waiting in self._queue):
+            kept: deque[Write | Lease] = deque()
+            for waiting in self._queue:
+                if waiting.deadline > now:
+                    kept.append(waiting)
+                elif isinstance(waiting, Lease):
+                    yield self._locked(waiting.source, waiting.id)
+                else:
+                    self._known.discard(waiting.request)
+                    yield self._locked(waiting.source, waiting.request)
+            self._queue = kept
+        holder = self.holder
+        if holder is None or self._lease_timeout is None or not self._queue:
+            return
+        if now - holder.active >= self._lease_timeout:
+            self.holder = None
+            yield Refusal(
+                holder.source,
+                holder.id,
+                "revoked",
+                f"it was idle for {now - holder.active:.1f} s while others waited for the write lease",
+            )
+
+    def forget_source(self, source: str) -> None:
+        """A member's session ended: its lease and its claims are gone; its writes keep their place."""
+        if self.holder is not None and self.holder.source == source:
+            self.holder = None
+        self._queue = deque(i for i in self._queue if not (isinstance(i, Lease) and i.source == source))
+
+    def clear(self) -> None:
+        """Leadership is lost: everything waits with its own node, which sends it to the next leader."""
+        self._queue.clear()
+        self._commits.clear()
+        self._known.clear()
+        self.holder = None
+
+    def _locked(self, source: str, subject: bytes) -> Refusal:
+        if self.holder is None:
+            return Refusal(source, subject, "slow", "the leader had no room for it in the log in time")
+        text = f"database is locked: the write lease is held by {self.holder.who}"
+        return Refusal(source, subject, "locked", text)

@@ -1,0 +1,191 @@
+"""The host's side of the node's Unix socket: one thread for each attached connection."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..sqlite.entry import encode_result
+from . import socketpath, wire
+
+if TYPE_CHECKING:
+    from .host import HostedNode
+    from .session import LocalSession
+
+logger = logging.getLogger("django_raftsqlite.node")
+
+HELLO_TIMEOUT = 2.0
+
+
+class AttachServer:
+    """Accepts attached processes and does for them what the host does for itself.
+
+    The accept thread owns the listener; each connection's thread owns its socket and at most one session, which
+    is rolled back when the connection ends, however it ends.
+    """
+
+    def __init__(self, host: HostedNode) -> None:
+        self._host = host
+        self._listener: socket.socket | None = None
+        self._mutex = threading.Lock()
+        self._connections: dict[_Connection, threading.Thread] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._accept, name="raftsqlite-attach", daemon=True)
+
+    def start(self) -> None:
+        """Open the socket. Raises OSError."""
+        config = self._host.config
+        self._listener = socketpath.listen(config.folder, config.mode)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the listener and every connection; their threads have ended when this returns."""
+        self._closing = True
+        if self._listener is None:
+            return
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
+        self._thread.join()
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            (self._host.config.folder / socketpath.SOCKET_NAME).unlink()
+        with self._mutex:
+            connections = dict(self._connections)
+        for connection, thread in connections.items():
+            connection.shutdown()
+            thread.join()
+
+    def attached(self) -> list[int]:
+        """The process ids that are attached."""
+        with self._mutex:
+            return sorted({connection.pid for connection in self._connections if connection.pid})
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while not self._closing:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                if not self._closing:
+                    logger.exception("node %s no longer accepts attached processes", self._host.config.address)
+                return
+            connection = _Connection(self._host, sock)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            with self._mutex:
+                self._connections[connection] = thread
+            thread.start()
+
+    def _serve(self, connection: _Connection) -> None:
+        try:
+            connection.serve()
+        finally:
+            with self._mutex:
+                del self._connections[connection]
+
+
+class _Connection:
+    """One attached connection. ``pid`` is what the other side said it is."""
+
+    def __init__(self, host: HostedNode, sock: socket.socket) -> None:
+        self._host = host
+        self._socket = sock
+        self._session: LocalSession | None = None
+        self.pid = 0
+        self._verbs: dict[str, Callable[..., Any]] = {
+            "submit": self._submit,
+            "begin": self._begin,
+            "execute": self._execute,
+            "commit": self._commit,
+            "rollback": self._rollback,
+            "barrier": self._barrier,
+            "status": self._status,
+        }
+
+    def serve(self) -> None:
+        try:
+            if self._hello():
+                while True:
+                    self._answer(wire.receive(self._socket))
+        except (wire.Closed, TimeoutError):
+            pass
+        except Exception:
+            logger.exception("an attached process (%s) was cut off", self.pid or "before it said who it is")
+        finally:
+            self._rollback()
+            self._socket.close()
+
+    def shutdown(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _hello(self) -> bool:
+        verb, protocol, version, pid = wire.receive(self._socket, time.monotonic() + HELLO_TIMEOUT)
+        if verb != "hello":
+            return False
+        if (protocol, version) != (wire.PROTOCOL, __version__):
+            text = (
+                f"process {os.getpid()} hosts this node with django-raftsqlite {__version__}, this process runs "
+                f"{version}: restart the older of the two"
+            )
+            wire.send(self._socket, ["error", "OperationalError", text])
+            return False
+        self.pid = int(pid)
+        wire.send(self._socket, ["ok", os.getpid()])
+        return True
+
+    def _answer(self, request: list[Any]) -> None:
+        verb, *arguments = request
+        try:
+            answer = ["ok", self._verbs[verb](*arguments)]
+        except Exception as error:
+            answer = wire.encode_error(error)
+        wire.send(self._socket, answer)
+
+    def _submit(self, statement: Any, pragmas: dict[str, int], solo: bool, timeout: float) -> Any:
+        result = self._host.submit(wire.decode_statement(statement), pragmas, solo=solo, timeout=timeout)
+        return encode_result(result)
+
+    def _begin(self, pragmas: dict[str, int], reason: str, timeout: float, nowait: bool) -> Any:
+        self._rollback()
+        self._session = self._host.begin_for(self.pid, pragmas, reason=reason, timeout=timeout, nowait=nowait)
+        return tuple(self._session.base)
+
+    def _execute(self, statement: Any) -> Any:
+        """The answer tells the state of scratch too, after an error as well: saves a round trip each."""
+        session = self._need_session()
+        error = None
+        result = None
+        try:
+            result = encode_result(session.execute(wire.decode_statement(statement)))
+        except Exception as raised:
+            error = wire.encode_error(raised)
+            if error[1] != "StatementError":
+                return error, None, False, 0
+        return error, result, session.in_transaction, session.total_changes()
+
+    def _commit(self, statements: list[Any], timeout: float) -> None:
+        self._need_session().commit([wire.decode_statement(s) for s in statements], timeout=timeout)
+        self._session = None
+
+    def _rollback(self) -> None:
+        if self._session is not None:
+            self._session.rollback()
+            self._session = None
+
+    def _barrier(self, timeout: float) -> None:
+        self._host.read_barrier(timeout=timeout)
+
+    def _status(self) -> Any:
+        return self._host.status()
+
+    def _need_session(self) -> LocalSession:
+        if self._session is None:
+            raise RuntimeError("no transaction is open on this connection")
+        return self._session

@@ -1,0 +1,59 @@
+"""The node's Unix socket: where it is, also where its path is too long for a socket address."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SOCKET_NAME = "socket"
+MAX_SOCKET_PATH = 107  # sun_path has 108 bytes, one of them a NUL: unix(7)
+
+
+@contextmanager
+def address(folder: Path) -> Iterator[str]:
+    """A socket address for ``folder``; a long one is reached through a descriptor of the folder (Linux)."""
+    path = str(folder / SOCKET_NAME)
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        yield path
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
+    finally:
+        os.close(descriptor)
+
+
+def listen(folder: Path, mode: int) -> socket.socket:
+    """A listening socket in ``folder`` with exactly ``mode``; replaces the one of a host that died.
+
+    Call it only with the folder's lock held.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with address(folder) as where:
+            Path(where).unlink(missing_ok=True)
+            # The mode of the socket file is the inode's before bind(2) makes it visible: no umask races.
+            os.fchmod(listener.fileno(), mode)
+            listener.bind(where)
+            Path(where).chmod(mode)
+            listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def connect(folder: Path, timeout: float) -> socket.socket:
+    """Connect to the host of ``folder``. Raises OSError when nobody listens."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.settimeout(timeout)
+        with address(folder) as where:
+            client.connect(where)
+    except BaseException:
+        client.close()
+        raise
+    return client

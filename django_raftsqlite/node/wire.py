@@ -1,0 +1,117 @@
+"""What an attached process and its host say to each other over the node's Unix socket.
+
+One request, one answer, in turn. A request is ``[verb, *arguments]``; an answer ``["ok", value]`` or
+``["error", name, *arguments]``, where the name is an exception both sides know. Only processes that may open
+the socket (its file mode) get this far; still, nothing is unpickled and sizes are bounded.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from typing import Any
+
+import msgpack
+
+from .. import exceptions
+from ..sqlite.entry import Statement
+from ..sqlite.errors import StatementError
+
+PROTOCOL = 1
+MAX_MESSAGE = 256 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+class Closed(Exception):
+    """The other side has gone."""
+
+
+def send(sock: socket.socket, message: Any) -> None:
+    """Send one message. Raises Closed, and ValueError for one beyond MAX_MESSAGE."""
+    body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="surrogatepass")
+    if len(body) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(body)} bytes is beyond the limit of {MAX_MESSAGE}")
+    try:
+        sock.sendall(_LENGTH.pack(len(body)) + body)
+    except (OSError, TimeoutError) as error:
+        raise Closed(str(error)) from error
+
+
+def receive(sock: socket.socket, deadline: float | None = None) -> Any:
+    """Receive one message. Raises Closed; TimeoutError when ``deadline`` (monotonic seconds) passes first."""
+    (length,) = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size, deadline))
+    if length > MAX_MESSAGE:
+        raise Closed(f"a message of {length} bytes is beyond the limit of {MAX_MESSAGE}")
+    body = _receive_exactly(sock, length, deadline)
+    return msgpack.unpackb(
+        body,
+        raw=False,
+        strict_map_key=False,
+        unicode_errors="surrogatepass",
+        max_buffer_size=MAX_MESSAGE,
+    )
+
+
+def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
+    buffer = bytearray(size)
+    view = memoryview(buffer)
+    filled = 0
+    while filled < size:
+        sock.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+        try:
+            count = sock.recv_into(view[filled:])
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise Closed(str(error)) from error
+        if not count:
+            raise Closed("the connection was closed")
+        filled += count
+    return bytes(buffer)
+
+
+def encode_statement(statement: Statement) -> tuple[Any, ...]:
+    """A statement as plain types."""
+    return tuple(statement)
+
+
+def decode_statement(value: Any) -> Statement:
+    """The inverse of :func:`encode_statement`."""
+    return Statement(*value)
+
+
+_NAMED = {
+    name: getattr(exceptions, name)
+    for name in (
+        "LeaseTimeout",
+        "TransactionConflict",
+        "CommitOutcomeUnknown",
+        "HostLost",
+        "OperationalError",
+        "NotSupportedError",
+    )
+}
+
+
+def encode_error(error: Exception) -> list[Any]:
+    """An exception as an answer; one that the other side does not know becomes an OperationalError."""
+    if isinstance(error, StatementError):
+        return ["error", "StatementError", error.code, error.message, error.kind]
+    if isinstance(error, exceptions.Unavailable):
+        return ["error", "Unavailable", str(error), error.reason]
+    for name, known in _NAMED.items():
+        if type(error) is known:
+            return ["error", name, str(error)]
+    return ["error", "OperationalError", f"{type(error).__name__} in the process that hosts the node: {error}"]
+
+
+def decode_error(answer: list[Any]) -> Exception:
+    """The inverse of :func:`encode_error`."""
+    _, name, *arguments = answer
+    if name == "StatementError":
+        return StatementError(*arguments)
+    if name == "Unavailable":
+        return exceptions.Unavailable(*arguments)
+    error: Exception = _NAMED.get(name, exceptions.OperationalError)(*arguments)
+    return error
