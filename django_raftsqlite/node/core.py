@@ -240,6 +240,7 @@ class Core:
             self._pump()
         if now - self._resent >= RESEND_INTERVAL:
             self._resend()
+        self._send_barriers()
         if now - self._gossiped >= GOSSIP_INTERVAL:
             self._gossiped = now
             progress = {"type": "node.progress", **self._progress()}

@@ -1,0 +1,329 @@
+"""Requests, claims and barriers on their way to the leader, on a network that the test moves by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from django_raftsqlite.node.core import Claim, Core, Message, Refused
+from django_raftsqlite.node.requests import Request, Requests
+from django_raftsqlite.raft.config import RaftView
+from django_raftsqlite.sqlite.entry import Outcome, Status, decode_entry
+
+MEMBERS = ("n1", "n2", "n3")
+
+
+class Port:
+    """One member's consensus layer, reduced to what the core asks of it."""
+
+    def __init__(self, group: Group, address: str) -> None:
+        self.group = group
+        self.address = address
+        self.view = group.view_of(address)
+        self.reads: list[Callable[[int | None], None]] = []
+
+    def propose(self, payload: bytes) -> tuple[int, int] | None:
+        if self.group.leader != self.address:
+            return None
+        self.group.log.append(payload)
+        self.view = self.group.view_of(self.address)
+        return len(self.group.log), self.group.term
+
+    def send(self, peer: str, message: Message) -> bool:
+        if frozenset((self.address, peer)) in self.group.cut:
+            return False
+        self.group.wire.append((self.address, peer, message))
+        return True
+
+    def read_index(self, done: Callable[[int | None], None]) -> None:
+        self.reads.append(done)
+
+
+class Group:
+    """Three cores, a log that is one list, and messages that move when the test says so."""
+
+    def __init__(self, lease_timeout: float | None = 1.0) -> None:
+        self.leader: str | None = None
+        self.term = 0
+        self.now = 100.0
+        self.log: list[bytes] = []
+        self.wire: deque[tuple[str, str, Message]] = deque()
+        self.cut: set[frozenset[str]] = set()
+        self.ports = {a: Port(self, a) for a in MEMBERS}
+        self.requests = {a: Requests() for a in MEMBERS}
+        self.cores = {
+            a: Core(
+                a,
+                self.ports[a],
+                self.requests[a],
+                lease_timeout=lease_timeout,
+                clock=lambda: self.now,
+                wall=lambda: int(self.now * 1000),
+                progress=dict,
+            )
+            for a in MEMBERS
+        }
+
+    def view_of(self, address: str) -> RaftView:
+        others = frozenset(a for a in MEMBERS if a != address and frozenset((a, address)) not in self.cut)
+        role = "leader" if self.leader == address else "follower"
+        return RaftView(role, self.term, self.leader, 0, len(self.log), others, {}, established=role == "leader")
+
+    def elect(self, leader: str | None) -> None:
+        self.leader = leader
+        self.term += 1
+        self.refresh()
+
+    def refresh(self) -> None:
+        for address in MEMBERS:
+            self.ports[address].view = self.view_of(address)
+            self.cores[address].on_view(self.ports[address].view)
+
+    def deliver(self) -> None:
+        while self.wire:
+            source, target, message = self.wire.popleft()
+            self.cores[target].on_message(source, message)
+
+    def request(self, address: str, payload: bytes = b"tx", lease: bytes | None = None) -> Request:
+        return self.requests[address].create(
+            lambda request, low: payload, solo=False, lease=lease, deadline=self.now + 5
+        )
+
+    def payloads(self) -> list[list[bytes]]:
+        return [[item.payload for item in decode_entry(entry).items] for entry in self.log]
+
+    def commit_all(self) -> None:
+        assert self.leader is not None
+        for index in range(1, len(self.log) + 1):
+            self.cores[self.leader].on_committed(index)
+
+
+def claim(group: Group, name: bytes, answers: list[Any], nowait: bool = False) -> Claim:
+    return Claim(
+        name, who=name.decode(), deadline=group.now + 5, nowait=nowait, granted=answers.append, refused=answers.append
+    )
+
+
+def test_a_followers_request_enters_the_log_through_the_leader() -> None:
+    group = Group()
+    group.elect("n1")
+    group.cores["n2"].submit(group.request("n2", b"from n2"))
+    group.deliver()
+    assert group.payloads() == [[b"from n2"]]
+
+
+def test_while_one_batch_is_in_flight_the_next_one_collects() -> None:
+    group = Group()
+    group.elect("n1")
+    for payload in (b"a", b"b", b"c"):
+        group.cores["n1"].submit(group.request("n1", payload))
+    assert group.payloads() == [[b"a"]]
+    group.commit_all()
+    assert group.payloads() == [[b"a"], [b"b", b"c"]]
+
+
+def test_a_request_is_sent_again_to_the_next_leader_under_the_same_id() -> None:
+    group = Group()
+    group.elect("n1")
+    request = group.request("n2", b"x")
+    group.cores["n2"].submit(request)
+    group.wire.clear()  # the old leader died with it
+    group.elect("n3")
+    group.deliver()
+    assert group.payloads() == [[b"x"]]
+    assert request.sent == 2
+
+
+def test_a_request_waits_unsent_while_there_is_no_leader() -> None:
+    group = Group()
+    request = group.request("n2")
+    group.cores["n2"].submit(request)
+    assert request.sent == 0
+    group.elect("n1")
+    group.deliver()
+    assert request.sent == 1 and group.payloads() == [[b"tx"]]
+
+
+def test_a_request_whose_author_gave_up_is_never_sent() -> None:
+    """So that "surely not executed" can be told apart from "unknown"."""
+    group = Group()
+    request = group.request("n2")
+    group.cores["n2"].submit(request)
+    assert request.wait(0) is None
+    group.elect("n1")
+    group.deliver()
+    assert request.sent == 0 and group.log == []
+
+
+def test_a_request_that_is_not_encoded_yet_is_not_sent() -> None:
+    group = Group()
+    group.elect("n1")
+    request = Request(group.request("n2").id, solo=False, lease=None, deadline=group.now + 5)
+    group.cores["n2"].submit(request)
+    assert request.sent == 0
+
+
+def test_a_session_to_the_leader_that_broke_sends_the_request_again_when_it_is_back() -> None:
+    group = Group()
+    group.elect("n1")
+    request = group.request("n2")
+    group.cores["n2"].submit(request)
+    group.wire.clear()
+    group.cut.add(frozenset(("n1", "n2")))
+    group.refresh()
+    group.cut.clear()
+    group.refresh()
+    group.deliver()
+    assert group.payloads() == [[b"tx"]] and request.sent == 2
+
+
+def test_a_refusal_is_definite_only_for_a_request_that_was_sent_once() -> None:
+    group = Group()
+    group.elect("n1")
+    once, twice = group.request("n2", b"1"), group.request("n2", b"2")
+    for request in (once, twice):
+        group.cores["n2"].submit(request)
+    twice.sent = 2
+    for request in (once, twice):
+        group.cores["n2"].on_message(
+            "n1",
+            {"type": "node.refused", "subject": request.id.to_bytes(), "reason": "locked", "text": "locked"},
+        )
+    assert isinstance(once.wait(0), Refused)
+    assert not twice.decided
+
+
+def test_the_lease_is_granted_from_the_last_index_of_the_log_on() -> None:
+    group = Group()
+    group.elect("n1")
+    group.cores["n1"].submit(group.request("n1", b"before"))
+    answers: list[Any] = []
+    group.cores["n2"].claim(claim(group, b"L", answers))
+    group.deliver()
+    assert answers == [1]
+
+
+def test_a_grant_that_comes_too_late_is_given_back() -> None:
+    group = Group()
+    group.elect("n1")
+    answers: list[Any] = []
+    group.cores["n2"].claim(claim(group, b"L", answers))
+    source, target, message = group.wire.popleft()
+    group.cores[target].on_message(source, message)  # granted, on its way
+    group.cores["n2"].release(b"L")
+    group.deliver()
+    assert group.cores["n1"].sequencer.holder is None
+
+
+def test_an_idle_holder_is_told_that_its_lease_is_gone() -> None:
+    group = Group(lease_timeout=1.0)
+    group.elect("n1")
+    answers: list[Any] = []
+    group.cores["n2"].claim(claim(group, b"L", answers))
+    group.deliver()
+    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.deliver()
+    assert group.log == []
+    group.now += 1.1
+    group.cores["n1"].tick()
+    group.deliver()
+    assert isinstance(answers[-1], Refused) and answers[-1].reason == "revoked"
+    assert group.payloads() == [[b"waits"]]
+
+
+def test_a_commit_goes_into_the_log_at_once_and_frees_the_lease() -> None:
+    group = Group()
+    group.elect("n1")
+    answers: list[Any] = []
+    group.cores["n2"].claim(claim(group, b"L", answers))
+    group.deliver()
+    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.cores["n2"].submit(group.request("n2", b"commit", lease=b"L"))
+    group.deliver()
+    group.commit_all()
+    assert group.payloads() == [[b"commit"], [b"waits"]] or group.payloads() == [[b"commit", b"waits"]]
+
+
+def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_again() -> None:
+    group = Group()
+    group.elect("n1")
+    group.cores["n1"].claim(claim(group, b"L", []))
+    group.cores["n2"].submit(group.request("n2", b"queued"))
+    group.deliver()
+    assert group.log == []
+    group.elect("n3")
+    group.deliver()
+    assert len(group.cores["n1"].sequencer) == 0
+    assert b"queued" in [payload for entry in group.payloads() for payload in entry] or len(group.cores["n3"].sequencer)
+
+
+def test_readers_that_wait_share_one_confirmation_and_later_ones_wait_for_the_next() -> None:
+    """A read that came after a round began must not be served by it: the leader may have been deposed between."""
+    group = Group()
+    group.elect("n1")
+    seen: list[tuple[str, int | None]] = []
+    core = group.cores["n2"]
+    core.barrier(lambda index: seen.append(("first", index)))
+    core.barrier(lambda index: seen.append(("second", index)))
+    group.deliver()
+    (confirm,) = group.ports["n1"].reads
+    confirm(7)
+    group.deliver()
+    assert seen == [("first", 7)]
+    confirm = group.ports["n1"].reads[-1]
+    confirm(9)
+    group.deliver()
+    assert seen == [("first", 7), ("second", 9)]
+
+
+def test_a_barrier_survives_a_leader_that_could_not_confirm() -> None:
+    group = Group()
+    group.elect("n1")
+    seen: list[int | None] = []
+    group.cores["n2"].barrier(seen.append)
+    group.deliver()
+    group.ports["n1"].reads.pop()(None)
+    group.deliver()
+    group.elect("n3")
+    group.deliver()
+    group.ports["n3"].reads.pop()(4)
+    group.deliver()
+    assert seen == [4]
+
+
+def test_a_failed_node_refuses_what_was_surely_not_sent() -> None:
+    group = Group()
+    unsent = group.request("n2")
+    group.cores["n2"].submit(unsent)
+    group.cores["n2"].fail("disk full")
+    later = group.request("n2")
+    group.cores["n2"].submit(later)
+    for request in (unsent, later):
+        refused = request.wait(0)
+        assert isinstance(refused, Refused) and refused.reason == "failed" and "disk full" in str(refused)
+
+
+def test_the_low_water_mark_is_the_oldest_open_request() -> None:
+    requests = Requests()
+    marks: list[int] = []
+
+    def create() -> Request:
+        return requests.create(lambda _, low: marks.append(low) or b"p", solo=False, lease=None, deadline=0)  # type: ignore[func-returns-value]
+
+    first, second = create(), create()
+    requests.settle(second.id, Outcome(Status.DONE))
+    third = create()
+    requests.forget(first)
+    create()
+    assert marks == [1, 1, 1, 3]
+    assert third.id.sequence == 3
+
+
+def test_an_answer_to_an_origin_of_the_past_settles_nothing() -> None:
+    requests = Requests()
+    old = requests.create(lambda *_: b"p", solo=False, lease=None, deadline=0)
+    requests.renew()
+    new = requests.create(lambda *_: b"p", solo=False, lease=None, deadline=0)
+    requests.settle(old.id, Outcome(Status.DONE))
+    assert not new.decided

@@ -1,0 +1,165 @@
+"""The leader's decisions: order of arrival, one lease at a time, nothing queued twice."""
+
+from __future__ import annotations
+
+from django_raftsqlite.node.sequencer import MAX_BATCH_ITEMS, Lease, Sequencer, Write
+from django_raftsqlite.sqlite.entry import Item, ItemKind
+
+FOREVER = float("inf")
+
+
+def write(name: str, *, solo: bool = False, size: int = 10, deadline: float = FOREVER, source: str = "a") -> Write:
+    return Write(name.encode(), Item(ItemKind.TRANSACTION, b"x" * size), solo, source, deadline)
+
+
+def lease(name: str, *, source: str = "a", deadline: float = FOREVER) -> Lease:
+    return Lease(name.encode(), source, deadline, f"holder {name}")
+
+
+def names(batch: list[Write]) -> list[str]:
+    return [w.request.decode() for w in batch]
+
+
+def test_writes_that_wait_share_one_entry_in_order_of_arrival() -> None:
+    sequencer = Sequencer(1.0)
+    for name in "abc":
+        sequencer.submit(write(name))
+    batch, solo = sequencer.next_batch()
+    assert (names(batch), solo) == (["a", "b", "c"], False)
+    assert sequencer.next_batch() == ([], False)
+
+
+def test_a_solo_transaction_has_an_entry_to_itself() -> None:
+    sequencer = Sequencer(1.0)
+    for w in (write("a"), write("solo", solo=True), write("b")):
+        sequencer.submit(w)
+    taken = [sequencer.next_batch() for _ in range(3)]
+    assert [(names(batch), solo) for batch, solo in taken] == [(["a"], False), (["solo"], True), (["b"], False)]
+
+
+def test_an_entry_is_bounded_in_bytes_and_items() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.submit(write("big1", size=400_000))
+    sequencer.submit(write("big2", size=400_000))
+    assert names(sequencer.next_batch()[0]) == ["big1"]
+    assert names(sequencer.next_batch()[0]) == ["big2"]
+    for number in range(MAX_BATCH_ITEMS + 1):
+        sequencer.submit(write(str(number)))
+    assert len(sequencer.next_batch()[0]) == MAX_BATCH_ITEMS
+    assert len(sequencer.next_batch()[0]) == 1
+
+
+def test_a_request_that_is_sent_again_is_queued_once_until_it_is_settled() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.submit(write("a"))
+    sequencer.submit(write("a"))
+    assert names(sequencer.next_batch()[0]) == ["a"]
+    sequencer.submit(write("a"))  # in flight
+    assert sequencer.next_batch() == ([], False)
+    sequencer.settled(b"a")
+    sequencer.submit(write("a"))  # apply knows it from here on
+    assert names(sequencer.next_batch()[0]) == ["a"]
+
+
+def test_the_lease_is_granted_in_order_of_arrival_and_stops_the_writes_behind_it() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.submit(write("before"))
+    assert sequencer.request_lease(lease("L1"), nowait=False) is None
+    sequencer.submit(write("behind"))
+    assert sequencer.next_grant(0.0) is None, "the write before it goes first"
+    assert names(sequencer.next_batch()[0]) == ["before"]
+    granted = sequencer.next_grant(0.0)
+    assert granted is not None and granted.id == b"L1"
+    assert sequencer.next_batch() == ([], False), "the lease is held"
+    sequencer.release(b"L1")
+    assert names(sequencer.next_batch()[0]) == ["behind"]
+
+
+def test_the_holders_commit_goes_ahead_of_everybody_and_ends_its_lease() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"), nowait=False)
+    assert sequencer.next_grant(0.0) is not None
+    sequencer.submit(write("waiting"))
+    assert sequencer.commit(b"L1", write("commit")) is None
+    batch, _ = sequencer.next_batch()
+    assert names(batch) == ["commit", "waiting"]
+    assert sequencer.holder is None
+
+
+def test_a_commit_whose_lease_went_to_another_is_refused_as_a_conflict() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L2", source="b"), nowait=False)
+    sequencer.next_grant(0.0)
+    refusal = sequencer.commit(b"L1", write("late"))
+    assert refusal is not None and refusal.reason == "conflict" and refusal.subject == b"late"
+    assert sequencer.next_batch() == ([], False)
+
+
+def test_a_commit_without_a_lease_is_left_to_its_base_when_nobody_holds_one() -> None:
+    """After a change of leader the new one knows no lease; apply decides."""
+    sequencer = Sequencer(1.0)
+    assert sequencer.commit(b"from the old leader", write("commit")) is None
+    assert names(sequencer.next_batch()[0]) == ["commit"]
+
+
+def test_what_waits_past_its_deadline_is_refused_and_never_enters_the_log() -> None:
+    sequencer = Sequencer(None)
+    sequencer.request_lease(lease("L1"), nowait=False)
+    sequencer.next_grant(0.0)
+    sequencer.submit(write("w", deadline=5.0))
+    sequencer.request_lease(lease("L2", deadline=5.0), nowait=False)
+    assert list(sequencer.expire(4.9)) == []
+    refused = {r.subject: r for r in sequencer.expire(5.0)}
+    assert set(refused) == {b"w", b"L2"}
+    assert "database is locked" in refused[b"w"].text and "holder L1" in refused[b"w"].text
+    sequencer.release(b"L1")
+    assert sequencer.next_batch() == ([], False)
+    sequencer.submit(write("w"))
+    assert names(sequencer.next_batch()[0]) == ["w"], "its author may try again"
+
+
+def test_an_idle_holder_loses_the_lease_only_when_others_wait() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"), nowait=False)
+    sequencer.next_grant(0.0)
+    assert list(sequencer.expire(100.0)) == []
+    sequencer.submit(write("waits"))
+    sequencer.touch(b"L1", 100.0)
+    assert list(sequencer.expire(100.9)) == []
+    (refusal,) = sequencer.expire(101.0)
+    assert (refusal.reason, refusal.subject) == ("revoked", b"L1")
+    assert names(sequencer.next_batch()[0]) == ["waits"]
+
+
+def test_nowait_is_refused_at_once_when_the_lease_is_taken_or_wanted() -> None:
+    sequencer = Sequencer(1.0)
+    assert sequencer.request_lease(lease("L1"), nowait=True) is None
+    sequencer.next_grant(0.0)
+    refusal = sequencer.request_lease(lease("L2"), nowait=True)
+    assert refusal is not None and refusal.reason == "locked" and "holder L1" in refusal.text
+
+
+def test_a_lost_member_takes_its_lease_and_claims_along_but_not_its_writes() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1", source="b"), nowait=False)
+    sequencer.next_grant(0.0)
+    sequencer.request_lease(lease("L2", source="b"), nowait=False)
+    sequencer.submit(write("w", source="b"))
+    sequencer.forget_source("b")
+    assert sequencer.holder is None
+    assert sequencer.next_grant(0.0) is None
+    assert names(sequencer.next_batch()[0]) == ["w"]
+
+
+def test_a_claim_sent_again_keeps_its_place() -> None:
+    sequencer = Sequencer(1.0)
+    for name in ("L1", "L2", "L1"):
+        sequencer.request_lease(lease(name), nowait=False)
+    first = sequencer.next_grant(0.0)
+    assert first is not None and first.id == b"L1"
+    sequencer.request_lease(lease("L1"), nowait=False)  # it holds the lease by now
+    sequencer.release(b"L1")
+    second = sequencer.next_grant(0.0)
+    assert second is not None and second.id == b"L2"
+    sequencer.release(b"L2")
+    assert sequencer.next_grant(0.0) is None
