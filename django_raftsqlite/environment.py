@@ -34,14 +34,18 @@ def merge_environment(alias: str, settings_dict: MutableMapping[str, Any]) -> No
     # Once: a test runner changes NAME in the same dictionary, and a thread that connects later must see that.
     if MERGED in settings_dict:
         return
-    variable = environment_variable(alias)
-    text = os.environ.get(variable)
-    if text is not None:
-        _merge(settings_dict, _parse_environment(variable, text))
+    merge(settings_dict, read_environment(alias))
     settings_dict[MERGED] = True
 
 
-def _parse_environment(variable: str, text: str) -> Mapping[str, Any]:
+def read_environment(alias: str) -> Mapping[str, Any]:
+    """What ``RAFTSQLITE_<ALIAS>`` says; empty when it is not set. Raises ImproperlyConfigured."""
+    variable = environment_variable(alias)
+    text = os.environ.get(variable)
+    return {} if text is None else _parse(variable, text)
+
+
+def _parse(variable: str, text: str) -> Mapping[str, Any]:
     example = f"""{variable}='{{"NAME": "/srv/node1/db.sqlite3", "OPTIONS": {{"node": "127.0.0.1:7101"}}}}'"""
     try:
         value = json.loads(text)
@@ -63,12 +67,13 @@ def _parse_environment(variable: str, text: str) -> Mapping[str, Any]:
     return value
 
 
-def _merge(target: MutableMapping[str, Any], source: Mapping[str, Any]) -> None:
+def merge(target: MutableMapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Merge ``source`` over ``target`` in place, dictionaries key by key."""
     for key, value in source.items():
         present = target.get(key)
         if isinstance(value, dict) and isinstance(present, Mapping):
             merged = dict(present)
-            _merge(merged, value)
+            merge(merged, value)
             target[key] = merged
         else:
             target[key] = value

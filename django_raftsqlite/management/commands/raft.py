@@ -1,0 +1,122 @@
+"""``manage.py raft status`` and ``manage.py raft node``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import threading
+from argparse import SUPPRESS, ArgumentParser
+from types import FrameType
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from django_raftsqlite.configuration import Configuration, configure
+from django_raftsqlite.exceptions import HostLost, OperationalError
+from django_raftsqlite.management.status import has_leader, render
+from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.node.registry import ProcessNode, attach_node, open_node
+
+POLL = 1.0
+
+
+class Command(BaseCommand):
+    """One command, a sub-command for each thing to do with a node."""
+
+    help = "Shows the Raft group of a database, or hosts this machine's node of it."
+    requires_system_checks: list[str] = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        status = verbs.add_parser(
+            "status", help="show the node and its group; exit status 1 without a leader in reach"
+        )
+        status.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+        node = verbs.add_parser("node", help="host the node without serving pages, until SIGTERM or SIGINT")
+        for verb in (status, node):
+            verb.add_argument(
+                "--database", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help=f"default: {DEFAULT_DB_ALIAS}"
+            )
+            # Django takes these anywhere on the line; a sub-parser must not stumble over them.
+            for option in ("--settings", "--pythonpath"):
+                verb.add_argument(option, default=SUPPRESS, help=SUPPRESS)
+
+    def handle(self, *_args: Any, verb: str, database: str, **options: Any) -> None:
+        configuration = configuration_of(database)
+        if verb == "status":
+            self.show_status(database, configuration.node, options["format"])
+        else:
+            self.host_node(configuration.node)
+
+    def show_status(self, alias: str, config: NodeConfig, form: str) -> None:
+        """Ask the process that hosts the node; this one never does. Exits with 1 without a leader in reach."""
+        node = attach_node(config)
+        if node is None:
+            raise CommandError(
+                f"no process hosts the node of {config.name}. Start one: manage.py raft node, or a web server.",
+                returncode=1,
+            )
+        try:
+            status = node.status()
+        except HostLost as error:
+            raise CommandError(str(error), returncode=1) from error
+        finally:
+            node.close()
+        if form == "json":
+            self.stdout.write(json.dumps(status, indent=2))
+        else:
+            self.stdout.write(render(alias, status))
+        if not has_leader(status):
+            sys.exit(1)
+
+    def host_node(self, config: NodeConfig) -> None:
+        """Host until SIGTERM or SIGINT, also where OPTIONS["host"] keeps other processes from it."""
+        stop = threading.Event()
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
+        node = open_node(dataclasses.replace(config, host=True))
+        try:
+            self._serve(node, config, stop)
+        finally:
+            node.close()
+        self.stdout.write(f"stopped hosting {config.address}")
+
+    def _serve(self, node: ProcessNode, config: NodeConfig, stop: threading.Event) -> None:
+        waiting = hosting = False
+        while not stop.is_set():
+            try:
+                status = node.status()
+            except OperationalError as error:
+                raise CommandError(str(error)) from error
+            if not node.hosting:
+                # A guest of the process that hosts; when that one ends, the next status() takes over.
+                if not waiting:
+                    self.stdout.write(f"process {status['host']['pid']} hosts {config.address}: waiting to take over")
+                waiting = True
+            else:
+                if not hosting:
+                    self.stdout.write(f"hosting {config.address} ({config.name})")
+                hosting = True
+                if status["role"] == "failed":
+                    raise CommandError(f"the node stopped itself: {status['reason']}")
+            stop.wait(POLL)
+
+
+def configuration_of(alias: str) -> Configuration:
+    """The settings of an alias that uses this backend. Raises CommandError or ImproperlyConfigured."""
+    settings = connections.settings
+    if alias not in settings:
+        raise CommandError(f"there is no database {alias!r}; DATABASES has {', '.join(map(repr, settings))}")
+    if settings[alias]["ENGINE"] != "django_raftsqlite":
+        raise CommandError(
+            f'DATABASES["{alias}"]["ENGINE"] is {settings[alias]["ENGINE"]!r}, not "django_raftsqlite": '
+            "it has no node"
+        )
+    return configure(alias, settings[alias])

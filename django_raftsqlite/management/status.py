@@ -1,0 +1,60 @@
+"""A node's status as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def has_leader(status: Mapping[str, Any]) -> bool:
+    """Whether the node knows a leader and reaches it."""
+    return status.get("leader") is not None and bool(status.get("leader_reachable", True))
+
+
+def render(alias: str, status: Mapping[str, Any]) -> str:
+    """The status as an aligned table, the members below it."""
+    host = status.get("host") or {}
+    attached = host.get("attached") or []
+    role = str(status["role"])
+    if status.get("reason"):
+        role += f" ({status['reason']})"
+    pairs = [
+        ("database", f"{alias}  {status['name']}"),
+        ("node", status["node"]),
+        ("role", role),
+        ("leader", status["leader"] or "none"),
+        ("term", status["term"]),
+        ("commit index", status["commit_index"]),
+        ("applied index", status["applied_index"]),
+        ("version", status["version"]),
+        ("digest", status["digest"]),
+        ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "")),
+        ("write lease", status.get("lease") or "free"),
+    ]
+    width = max(len(label) for label, _ in pairs)
+    lines = [f"{label:<{width}}  {value}" for label, value in pairs]
+    members = [("member", "role", "reachable", "applied", "lag", "version", "digest")]
+    members += [
+        (
+            str(member["address"]),
+            str(member.get("role") or "?"),
+            "yes" if member.get("reachable") else "NO",
+            _known(member.get("applied")),
+            _known(member.get("lag")),
+            _known(member.get("version")),
+            _known(member.get("digest"))[:16],
+        )
+        for member in status["members"]
+    ]
+    return "\n".join([*lines, "", *table(members)])
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Rows as lines of aligned columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _known(value: object) -> str:
+    return "?" if value is None else str(value)
