@@ -1,0 +1,423 @@
+"""pysyncobj's election and commit rules behind seams of ours; everything that touches its private names is here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pysyncobj.syncobj as library
+from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.config import FAIL_REASON
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+from pysyncobj.version import VERSION
+
+from .config import RaftConfig
+from .log import MAX_ENTRY, LogFault, RaftLog
+
+logger = logging.getLogger("django_raftsqlite.raft")
+
+PINNED_VERSION = "0.3.17"
+PINNED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
+
+REGULAR, NO_OP = b"\x00", b"\x01"
+"""Type bytes of commands; pysyncobj's other types (membership, version) are treated as no-ops."""
+
+BATCH_BYTES = MAX_ENTRY
+"""What one append_entries carries at most, so that a heartbeat never queues behind much."""
+BATCH_ENTRIES = 4096
+WINDOW_BYTES = 4 * MAX_ENTRY
+"""What is under way to one peer and not acknowledged at most."""
+APPLY_PER_TICK = 2048
+"""Entries handed to the state machine in one tick at most, so that a backlog costs no heartbeat (audit R15)."""
+
+
+def check_library(version: str, source: bytes) -> None:
+    """Raise ImportError unless this is exactly the pysyncobj whose private names and handler order we know."""
+    digest = hashlib.sha256(source).hexdigest()
+    if version != PINNED_VERSION or digest != PINNED_SHA256:
+        raise ImportError(
+            f"django-raftsqlite works with the unmodified pysyncobj {PINNED_VERSION} only, found version {version} "
+            f"with syncobj.py of SHA-256 {digest}. Write: pip install --force-reinstall pysyncobj=={PINNED_VERSION}"
+        )
+
+
+check_library(VERSION, Path(library.__file__).read_bytes())
+
+
+class Outlet(Transport):  # type: ignore[misc]
+    """Where pysyncobj puts its messages. Always ready (audit R23): it has no socket that could fail to bind."""
+
+    def __init__(self, send: Callable[[str, dict[str, Any]], bool]) -> None:
+        super().__init__(None, None, None)
+        self._send = send
+
+    def send(self, node: Node, message: dict[str, Any]) -> bool:
+        return self._send(node.id, message)
+
+    def addNode(self, node: Node) -> None:  # noqa: N802, RUF100 - pysyncobj's names
+        pass
+
+    def dropNode(self, node: Node) -> None:  # noqa: N802, RUF100
+        pass
+
+    def destroy(self) -> None:
+        pass
+
+
+class _NoPoller:
+    """pysyncobj polls its own sockets at the end of each tick; it has none."""
+
+    def poll(self, timeout: float) -> None:
+        pass
+
+
+class _Progress:
+    """What is under way to one peer (leader only).
+
+    ``probing``: it is not known where the peer's log ends, so one batch at a time is risked.
+    """
+
+    __slots__ = ("in_flight", "in_flight_bytes", "probing")
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.in_flight: deque[tuple[int, int]] = deque()
+        self.in_flight_bytes = 0
+        self.probing = True
+
+    def sent(self, last: int, size: int) -> None:
+        self.in_flight.append((last, size))
+        self.in_flight_bytes += size
+
+    def acknowledged(self, index: int) -> None:
+        self.probing = False
+        while self.in_flight and self.in_flight[0][0] <= index:
+            self.in_flight_bytes -= self.in_flight.popleft()[1]
+
+    @property
+    def open(self) -> bool:
+        if self.probing:
+            return not self.in_flight
+        return self.in_flight_bytes < WINDOW_BYTES
+
+
+class Consensus(SyncObj):  # type: ignore[misc]
+    """One member's elections, replication and commit counting.
+
+    Of pysyncobj remain the handlers of votes and append_entries, the election timer, the counting of the commit index
+    and the step-down of a leader without quorum. Replaced are: the log; sending (no flood to a peer that lags,
+    audit R17, R18, R20); applying (an entry is handed to ``on_commit`` once, in order, with index and term, from
+    ``applied + 1`` on, and nothing is ever unpickled: audit A1 to A4, T2); and there is no command queue, no
+    forwarding, no compaction, no membership change (audit A5 to A9, M1, S-3).
+
+    ``on_commit(index, term, payload)`` gets every index; the payload is empty for what is not a command of ours. It
+    must not raise; if it does, nothing more is handed over, ``apply_fault`` says why, and Raft goes on.
+    ``room()`` False: nothing is handed over for now.
+
+    ``may_campaign`` says whether an election may begin when its deadline has passed.
+
+    Used by one thread. Invariants: ``applied <= commit_index <= last_index``; the commit index counts this member
+    only for what is on its disk, because the caller syncs the log before every tick (audit R10).
+    """
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        log: RaftLog,
+        *,
+        send: Callable[[str, dict[str, Any]], bool],
+        on_commit: Callable[[int, int, bytes], None],
+        applied: int,
+        room: Callable[[], bool],
+    ) -> None:
+        self.log = log
+        self.apply_fault: str | None = None
+        self._on_commit = on_commit
+        self._room = room
+        self._announced = 0
+        self.may_campaign = not config.others
+        self._nodes = {peer: Node(peer) for peer in config.others}
+        self._progress = {peer: _Progress() for peer in config.others}
+        self._outlet = Outlet(send)
+        # With batches "on" the constructor makes no pipe (audit A9); they are off from then on, see below.
+        conf = SyncObjConf(
+            autoTick=False,
+            appendEntriesUseBatch=True,
+            appendEntriesPeriod=config.heartbeat,
+            raftMinTimeout=config.election_timeout,
+            raftMaxTimeout=2 * config.election_timeout,
+            leaderFallbackTimeout=4 * config.election_timeout,
+            connectionTimeout=86400.0,
+            commandsWaitLeader=False,
+            dynamicMembershipChange=False,
+            appendEntriesBatchSizeBytes=4 * MAX_ENTRY,
+            logCompactionMinEntries=2**62,
+            logCompactionMinTime=2**62,
+            logCompactionSplit=False,
+            useFork=False,
+            fullDumpFile=None,
+            journalFile=None,
+            password=None,
+        )
+        super().__init__(Node(config.address), list(self._nodes.values()), conf, transport=self._outlet)
+        conf.appendEntriesUseBatch = False
+        self._poller = _NoPoller()
+        self._restore(applied)
+        if not self._nodes:
+            self.election_deadline = float("-inf")
+
+    def _restore(self, applied: int) -> None:
+        """Take the persistent state from the log instead of the memory journal of the constructor."""
+        log = self.log
+        if len(log) == 0 and applied == 0:
+            log.add(NO_OP, 1, 0)
+        if not log.first_index - 1 <= applied <= log.last_index:
+            raise LogFault(
+                f"the database has applied entries up to {applied}, but the Raft log {log.path} holds "
+                f"{log.first_index} to {log.last_index}: they do not belong together"
+            )
+        log.setRaftCommitIndex(applied)
+        self._SyncObj__raftLog = log
+        self._SyncObj__raftCurrentTerm = max(log.getCurrentTerm(), log[-1][2])
+        self._SyncObj__votedForNodeId = log.getVotedForNodeId()
+        # What was applied is committed, and so is entry 1, which is the same everywhere; more than that is not known
+        # before a leader says so (audit R11).
+        self._SyncObj__raftCommitIndex = max(1, applied)
+        self._SyncObj__raftLastApplied = applied
+
+    # What the rest of the shell looks at
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def is_leader(self) -> bool:
+        """This member believes to lead; a later leader may exist."""
+        return bool(self._SyncObj__raftState == library._RAFT_STATE.LEADER)
+
+    @property
+    def is_candidate(self) -> bool:
+        """This member holds an election."""
+        return bool(self._SyncObj__raftState == library._RAFT_STATE.CANDIDATE)
+
+    @property
+    def leader(self) -> str | None:
+        """The leader of the current term, if known."""
+        node = self._SyncObj__raftLeader
+        return None if node is None else str(node.id)
+
+    @property
+    def commit_index(self) -> int:
+        """Entries up to here are committed, as far as this member knows."""
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied(self) -> int:
+        """Entries up to here were handed to ``on_commit``."""
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def last_index(self) -> int:
+        """The index of the log's last entry, durable or not."""
+        return self.log.last_index
+
+    def term_at(self, index: int) -> int | None:
+        """The term of a log entry."""
+        return self.log.term_at(index)
+
+    def match(self, peer: str) -> int:
+        """The last index known to be on a peer's disk; 0 on a member that does not lead."""
+        return int(self._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)) if self.is_leader else 0
+
+    @property
+    def established(self) -> bool:
+        """This member leads, and an entry of its term is committed."""
+        return self.is_leader and self.commit_index >= self._SyncObj__noopIDx
+
+    @property
+    def election_deadline(self) -> float:
+        """When this member stops waiting for a leader, on the monotonic clock."""
+        return float(self._SyncObj__raftElectionDeadline)
+
+    @election_deadline.setter
+    def election_deadline(self, value: float) -> None:
+        self._SyncObj__raftElectionDeadline = value
+
+    @property
+    def transfer_pending(self) -> bool:
+        """The leader asked this member to hold an election at once."""
+        return bool(self._SyncObj__transferInProgress)
+
+    def election_timeout(self) -> float:
+        """A random election timeout, in seconds."""
+        return float(self._SyncObj__generateRaftTimeout())
+
+    def heard_since(self, moment: float) -> int:
+        """Leader only: how many peers were heard of since ``moment``."""
+        return sum(1 for heard in self._SyncObj__lastResponseTime.values() if heard > moment)
+
+    def commit_may_advance(self) -> bool:
+        """Leader only: a tick would find something to commit."""
+        if not self.is_leader:
+            return False
+        on_disk = sorted([self.log.durable_index, *map(self.match, self._nodes)])
+        return on_disk[(len(on_disk) - 1) // 2] > self.commit_index
+
+    # What happens to it
+
+    def deliver(self, peer: str, message: dict[str, Any]) -> None:
+        """Hand a filtered message to pysyncobj."""
+        self._outlet._onMessageReceived(self._nodes[peer], message)
+
+    def link_up(self, peer: str) -> None:
+        """A session with a peer began."""
+        self._outlet._onNodeConnected(self._nodes[peer])
+        if self.is_leader:
+            self._resume(peer)
+            self._send_entries(peer)
+
+    def link_down(self, peer: str) -> None:
+        """A session ended, and what was under way in it is lost."""
+        self._outlet._onNodeDisconnected(self._nodes[peer])
+
+    def extend_leadership(self, seconds: float) -> None:
+        """Do not step down for want of a quorum before ``seconds`` have passed."""
+        moment = library.monotonicTime() - self.conf.leaderFallbackTimeout + seconds
+        heard = self._SyncObj__lastResponseTime
+        for node in heard:
+            heard[node] = max(heard[node], moment)
+
+    def lose_leader(self) -> None:
+        """Stop believing in the present leader, if any."""
+        self._SyncObj__raftLeader = None
+
+    def adopt_term(self, term: int) -> None:
+        """A peer knows a higher term: follow (Raft paper figure 2, all servers)."""
+        assert term > self.term
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+        self.election_deadline = library.monotonicTime() + self.election_timeout()
+
+    def append(self, payload: bytes) -> tuple[int, int] | None:
+        """Leader only: append a command and send it, before it is on the own disk; (index, term)."""
+        if not self.is_leader:
+            return None
+        index, term = self.last_index + 1, self.term
+        self.log.add(REGULAR + payload, index, term)
+        for peer, progress in self._progress.items():
+            if progress.open:
+                self._send_entries(peer)
+        return index, term
+
+    def replied(self, peer: str, message: dict[str, Any]) -> None:
+        """After pysyncobj handled a next_node_idx: keep what it forgets about what is under way."""
+        if not self.is_leader:
+            return
+        node, progress, next_index = self._nodes[peer], self._progress[peer], self._SyncObj__raftNextIndex
+        if message["reset"]:
+            progress.restart()
+            self._send_entries(peer)
+        elif message["success"]:
+            progress.acknowledged(message["next_node_idx"] - 1)
+            # It takes an acknowledgement for the end of what was sent, and would send the rest again.
+            if progress.in_flight:
+                next_index[node] = max(next_index[node], progress.in_flight[-1][0] + 1)
+            if next_index[node] <= self.last_index:
+                self._send_entries(peer)
+
+    def transfer(self) -> bool:
+        """Leader only: ask the most caught-up peer to take over (Raft thesis section 3.10)."""
+        outcome: list[int] = []
+        self.transferLeadership(callback=lambda _, reason: outcome.append(reason))
+        return outcome == [FAIL_REASON.SUCCESS]
+
+    # Overridden parts of pysyncobj
+
+    def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802, RUF100
+        """Asked only when the election deadline has passed: an election begins when the shell allows it."""
+        return self.may_campaign
+
+    def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802, RUF100
+        for peer in self._progress:
+            self._progress[peer].restart()
+        super()._SyncObj__onBecomeLeader()
+        # A group of one counts its commit index later in this same tick (audit R22).
+        self.log.sync()
+
+    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802, RUF100
+        self._SyncObj__newAppendEntriesTime = library.monotonicTime() + self.conf.appendEntriesPeriod
+        self._announced = self.commit_index
+        for peer in self._nodes:
+            self._send_entries(peer)
+
+    def _resume(self, peer: str) -> None:
+        """Start again from what is known to be on the peer's disk."""
+        self._progress[peer].restart()
+        if self.match(peer):
+            self._SyncObj__raftNextIndex[self._nodes[peer]] = self.match(peer) + 1
+            self._progress[peer].probing = False
+
+    def _send_entries(self, peer: str) -> None:
+        """One append_entries at least, a heartbeat if there is nothing else; more while the window is open."""
+        node, progress = self._nodes[peer], self._progress[peer]
+        if node not in self._SyncObj__connectedNodes:
+            return
+        while True:
+            # Entry 1 is on every member, so there is always an entry before.
+            start = max(self._SyncObj__raftNextIndex[node], self.log.first_index + 1)
+            entries = self.log.batch(start, BATCH_BYTES, BATCH_ENTRIES) if progress.open else []
+            sent = self._outlet.send(
+                node,
+                {
+                    "type": "append_entries",
+                    "term": self.term,
+                    "commit_index": self.commit_index,
+                    "prevLogIdx": start - 1,
+                    "prevLogTerm": self.log.term_at(start - 1),
+                    "entries": entries,
+                },
+            )
+            if not (sent and entries):
+                return
+            self._SyncObj__raftNextIndex[node] = start + len(entries)
+            progress.sent(entries[-1][1], sum(len(entry[0]) for entry in entries))
+            if start + len(entries) > self.last_index or not progress.open:
+                return
+
+    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802, RUF100
+        """Hand over what is committed; True when the followers should hear of a new commit index."""
+        for _ in range(APPLY_PER_TICK):
+            if self.applied >= self.commit_index or self.apply_fault is not None or not self._room():
+                break
+            index = self.applied + 1
+            command, _, term = self.log.entry(index)
+            # First, so that nothing is handed over twice, whatever happens (audit A2).
+            self._SyncObj__raftLastApplied = index
+            self._SyncObj__doApplyCommand(index, term, command)
+        return self.commit_index > self._announced
+
+    def _SyncObj__doApplyCommand(self, index: int, term: int, command: bytes) -> None:  # noqa: N802, RUF100
+        try:
+            self._on_commit(index, term, command[1:] if command[:1] == REGULAR else b"")
+        except Exception as error:
+            self.apply_fault = f"entry {index} could not be handed over: {error!r}"
+            logger.exception("entry %d could not be handed over; no more are", index)
+
+    def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802, RUF100
+        """Nothing: no compaction, no fork (audit S-2, S-3)."""
+
+    def _checkCommandsToApply(self) -> None:  # noqa: N802, RUF100
+        """Nothing: there is no command queue (audit A8)."""
+
+    def _applyCommand(self, *_: object) -> None:  # noqa: N802, RUF100
+        raise NotImplementedError("commands are appended with append(), never queued or forwarded (audit A5, A9)")

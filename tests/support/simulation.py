@@ -1,0 +1,356 @@
+"""Several replicas in one process, on a simulated network with virtual time: the same seed, the same run.
+
+The logs are real files without fsync; a crash drops what was not synced, since closing a log rolls it back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pysyncobj.syncobj
+
+from django_raftsqlite.raft.config import RaftConfig
+from django_raftsqlite.raft.log import LogFault, RaftLog
+from django_raftsqlite.raft.replica import Replica
+
+
+class PowerCut(Exception):
+    """The member dies in the middle of what it is doing."""
+
+
+class BreakableLog(RaftLog):
+    """A log whose disk can be told to fail: at the next sync, with what was to be synced on the disk or not."""
+
+    broken: str | None = None
+
+    def sync(self) -> None:
+        if self.broken is not None and self.dirty:
+            if self.broken == "after the write":
+                super().sync()
+            raise self._fail(f"the disk failed {self.broken}")
+        super().sync()
+
+
+class Member:
+    """One member: its disk (log and state), and its replica while it runs.
+
+    ``state`` is what it was handed, index by index; ``kept`` is how much of it surely survives a crash.
+    """
+
+    def __init__(self, simulation: Simulation, address: str, log: Path, **config: Any) -> None:
+        self.simulation = simulation
+        self.address = address
+        self.config = RaftConfig(address, tuple(simulation.addresses), log, durable=False, **config)
+        self.log = BreakableLog(log, durable=False)
+        self.replica: Replica | None = None
+        self.state: list[tuple[int, bytes]] = []
+        self.kept = 0
+        self.has_room = True
+        self.stalled_until = 0.0
+        self.dies_in: int | None = None
+        self.fault: str | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.replica is not None
+
+    def start(self) -> None:
+        assert self.replica is None
+        self.replica = Replica(
+            self.config,
+            self.log,
+            send=self._send,
+            on_commit=self._on_commit,
+            applied=len(self.state),
+            room=lambda: self.has_room,
+        )
+
+    def _send(self, peer: str, message: dict[str, Any]) -> bool:
+        if self.dies_in is not None:
+            self.dies_in -= 1
+            if self.dies_in < 0:
+                raise PowerCut
+        return self.simulation.transmit(self.address, peer, message)
+
+    def _on_commit(self, index: int, term: int, payload: bytes) -> None:
+        assert index == len(self.state) + 1, f"{self.address} was handed {index} after {len(self.state)}"
+        self.state.append((term, payload))
+        self.simulation.committed_on(self, index, term, payload)
+
+
+class Simulation:
+    """The network, the clock and the members. Use as a context manager: it owns pysyncobj's clock meanwhile.
+
+    After every event the safety properties of the Raft paper (figure 3) are checked: one leader per term, a committed
+    entry never changes on any member, a leader has all that was committed before its term; and what is committed is
+    on the disks of a majority.
+    """
+
+    def __init__(self, addresses: Iterable[str], folder: Path, *, seed: int = 0, **config: Any) -> None:
+        self.addresses = list(addresses)
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.delay = (0.001, 0.003)
+        self.reconnect = (0.01, 0.05)
+        self.leaders: dict[int, str] = {}
+        self.committed: dict[int, tuple[int, bytes]] = {}
+        self.commit_terms: list[int] = [0]
+        self.intercept: Callable[[str, str, dict[str, Any]], bool] = lambda source, target, message: True
+        self.trace: list[tuple[str, str, dict[str, Any]]] | None = None
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self._sessions: dict[frozenset[str], int] = {}
+        self._session_count = 0
+        self._last_arrival: dict[tuple[int, str], float] = {}
+        self._link_random = {
+            (a, b): random.Random(f"{seed} {a} {b}") for a in self.addresses for b in self.addresses if a != b
+        }
+        self._cut: set[frozenset[str]] = set()
+        self.members = {
+            address: Member(self, address, folder / f"log-{number}", **config)
+            for number, address in enumerate(self.addresses)
+        }
+
+    def __enter__(self) -> Simulation:
+        self._real_clock = pysyncobj.syncobj.monotonicTime
+        self._random_state = random.getstate()
+        pysyncobj.syncobj.monotonicTime = lambda: self.now
+        random.seed(self.seed)
+        for address in self.addresses:
+            self.members[address].start()
+            self._tick(address)
+        for pair in self._pairs():
+            self._at(self.random.uniform(0, 0.01), lambda pair=pair: self._connect(pair))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pysyncobj.syncobj.monotonicTime = self._real_clock
+        random.setstate(self._random_state)
+        for member in self.members.values():
+            member.log.close()
+
+    def __getitem__(self, address: str) -> Replica:
+        replica = self.members[address].replica
+        assert replica is not None, f"{address} is down"
+        return replica
+
+    # Time
+
+    def run(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        end = self.now + seconds
+        while self._events and self._events[0][0] <= end:
+            self._step()
+        self.now = end
+
+    def run_until(self, condition: Callable[[], object], *, seconds: float = 10.0) -> None:
+        """Let virtual time pass until the condition holds."""
+        end = self.now + seconds
+        while not condition():
+            if not self._events or self._events[0][0] > end:
+                raise AssertionError(f"not within {seconds} virtual seconds (seed {self.seed}):\n{self.describe()}")
+            self._step()
+
+    def _step(self) -> None:
+        self.now, _, event = heapq.heappop(self._events)
+        event()
+        self._check()
+
+    def _at(self, seconds: float, event: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._events, (self.now + seconds, self._order, event))
+
+    def _tick(self, address: str) -> None:
+        member = self.members[address]
+        if self.now >= member.stalled_until:
+            self.act(address, lambda replica: replica.tick())
+        self._at(member.config.heartbeat / 2 * self.random.uniform(0.9, 1.1), lambda: self._tick(address))
+
+    # Members
+
+    def act(self, address: str, action: Callable[[Replica], Any]) -> Any:
+        """Let a member that runs do something; it dies if its power or its disk fails."""
+        member = self.members[address]
+        if member.replica is None:
+            return None
+        try:
+            return action(member.replica)
+        except PowerCut:
+            self.crash(address)
+        except LogFault as fault:
+            assert member.log.broken is not None, f"seed {self.seed}: {fault}"
+            self.crash(address)
+        return None
+
+    def leader(self) -> str | None:
+        """The leader of the highest term among the members that run."""
+        leading = [(m.replica.term, a) for a, m in self.members.items() if m.replica and m.replica.is_leader]
+        return max(leading)[1] if leading else None
+
+    def elect(self) -> str:
+        """Wait for an established leader."""
+
+        def established() -> bool:
+            leader = self.leader()
+            return leader is not None and self[leader].view.established
+
+        self.run_until(established)
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def propose(self, payload: bytes, address: str | None = None) -> tuple[int, int] | None:
+        """Propose to a member (the leader if none is named) and flush it, as its driver does."""
+        address = address or self.elect()
+        position: tuple[int, int] | None = self.act(address, lambda replica: replica.propose(payload))
+        self.act(address, lambda replica: replica.flush())
+        return position
+
+    def crash(self, address: str) -> None:
+        """Kill a member: unsynced writes of its log are lost, and the newest part of its state may be."""
+        member = self.members[address]
+        member.replica = None
+        member.dies_in = None
+        del member.state[self.random.randint(member.kept, len(member.state)) :]
+        member.kept = len(member.state)
+        for pair in [pair for pair in self._sessions if address in pair]:
+            self._disconnect(pair)
+        self._reopen(member)
+
+    def restart(self, address: str) -> None:
+        """Start a member that is down, from what its disk holds."""
+        member = self.members[address]
+        self._reopen(member)
+        member.start()
+        for pair in self._pairs():
+            if address in pair:
+                self._at(self.random.uniform(*self.reconnect), lambda pair=pair: self._connect(pair))
+
+    def _reopen(self, member: Member) -> None:
+        member.log.close()
+        member.log = BreakableLog(member.config.log, durable=False)
+
+    # Network
+
+    def _pairs(self) -> list[frozenset[str]]:
+        return [frozenset((a, b)) for n, a in enumerate(self.addresses) for b in self.addresses[n + 1 :]]
+
+    def cut(self, a: str, b: str) -> None:
+        """Break the link between two members; what is under way is lost."""
+        pair = frozenset((a, b))
+        self._cut.add(pair)
+        self._disconnect(pair)
+
+    def isolate(self, address: str) -> None:
+        """Cut a member off from all others."""
+        for other in self.addresses:
+            if other != address:
+                self.cut(address, other)
+
+    def heal(self) -> None:
+        """Mend all links."""
+        self._cut.clear()
+        for pair in self._pairs():
+            self._at(self.random.uniform(*self.reconnect), lambda pair=pair: self._connect(pair))
+
+    def reset(self, a: str, b: str) -> None:
+        """Break the session between two members, whose link is good: another one follows."""
+        self._disconnect(frozenset((a, b)))
+        self._at(self.random.uniform(*self.reconnect), lambda: self._connect(frozenset((a, b))))
+
+    def _connect(self, pair: frozenset[str]) -> None:
+        if pair in self._cut or pair in self._sessions or not all(self.members[a].running for a in pair):
+            return
+        self._session_count += 1
+        self._sessions[pair] = self._session_count
+        for a, b in ((a, b) for a in sorted(pair) for b in pair if a != b):
+            self.act(a, lambda replica, b=b: replica.connected(b))
+
+    def _disconnect(self, pair: frozenset[str]) -> None:
+        if self._sessions.pop(pair, None) is None:
+            return
+        for a, b in ((a, b) for a in sorted(pair) for b in pair if a != b):
+            self.act(a, lambda replica, b=b: replica.disconnected(b))
+
+    def transmit(self, source: str, target: str, message: dict[str, Any]) -> bool:
+        """Send through the present session: in order, at most once, after a delay."""
+        session = self._sessions.get(frozenset((source, target)))
+        if session is None:
+            return False
+        if self.trace is not None:
+            self.trace.append((source, target, message))
+        if not self.intercept(source, target, message):
+            return True
+        wire = msgpack.packb(message)
+        arrival = max(
+            self.now + self._link_random[source, target].uniform(*self.delay),
+            self._last_arrival.get((session, target), 0.0) + 1e-6,
+        )
+        self._last_arrival[session, target] = arrival
+        self._at(arrival - self.now, lambda: self._deliver(session, source, target, wire))
+        return True
+
+    def _deliver(self, session: int, source: str, target: str, wire: bytes) -> None:
+        member = self.members[target]
+        if self._sessions.get(frozenset((source, target))) != session:
+            return
+        if self.now < member.stalled_until:
+            # It lies in the socket until the loop runs again, behind the tick that is due.
+            self._at(member.stalled_until - self.now + 1e-3, lambda: self._deliver(session, source, target, wire))
+            return
+        self.act(target, lambda replica: replica.receive(source, msgpack.unpackb(wire)))
+        self.act(target, lambda replica: replica.flush())
+
+    # Safety
+
+    def committed_on(self, member: Member, index: int, term: int, payload: bytes) -> None:
+        """A member was handed a committed entry."""
+        known = self.committed.setdefault(index, (term, payload))
+        assert known == (term, payload), (
+            f"seed {self.seed}: entry {index} was {known} and is {(term, payload)} on {member.address}"
+        )
+        if index == len(self.commit_terms):
+            assert member.replica is not None
+            self.commit_terms.append(member.replica.term)
+            holders = [
+                other.address
+                for other in self.members.values()
+                if other.log.durable_index >= index and other.log.term_at(index) == term
+            ]
+            assert index == 1 or len(holders) > len(self.addresses) // 2, (
+                f"seed {self.seed}: entry {index} is committed on {member.address} but only on the disks of {holders}"
+            )
+
+    def _check(self) -> None:
+        for address, member in self.members.items():
+            replica = member.replica
+            if replica is None:
+                continue
+            assert len(member.state) <= replica.commit_index <= replica.last_index, (self.seed, address)
+            if replica.is_leader and self.leaders.get(replica.term) != address:
+                assert replica.term not in self.leaders, (
+                    f"seed {self.seed}: {address} and {self.leaders[replica.term]} lead in term {replica.term}"
+                )
+                self.leaders[replica.term] = address
+                self._check_complete(address, replica)
+
+    def _check_complete(self, address: str, replica: Replica) -> None:
+        for index in range(len(self.commit_terms) - 1, 0, -1):
+            if self.commit_terms[index] < replica.term:
+                # Equal term at one index means equal logs up to it.
+                assert replica.term_at(index) == self.committed[index][0], (
+                    f"seed {self.seed}: {address} leads term {replica.term} without committed entry {index}"
+                )
+                return
+
+    def describe(self) -> str:
+        """All members in a line each, for failure messages."""
+        return "\n".join(
+            f"  {a}: {m.replica.view if m.replica else 'down'}, state {len(m.state)}" for a, m in self.members.items()
+        )
