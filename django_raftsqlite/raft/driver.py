@@ -1,0 +1,506 @@
+"""The thread of one member: an asyncio loop around a Replica, its log and its sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import RaftConfig, RaftView
+from .filter import ProtocolViolation
+from .handshake import Identity
+from .log import LogFault, RaftLog
+from .replica import Replica
+from .session import PeerFault
+from .transport import Transport
+
+logger = logging.getLogger("django_raftsqlite.raft")
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds; see :func:`_lower_switch_interval`."""
+
+_CLUSTER_KEY = "cluster_id"
+
+
+def cluster_id(peers: tuple[str, ...]) -> bytes:
+    """16 bytes that name the group: all members have the same list, in any order."""
+    return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
+
+
+class RaftDriver:
+    """One member of a group, alive between :meth:`start` and :meth:`stop`.
+
+    One thread runs one asyncio loop, which owns the Replica, the log and all sessions; nothing else touches them.
+    Any thread may use ``start``, ``stop``, ``call`` and ``loop``; everything else is for code that runs on the loop,
+    which must not block it: a loop that stands still for an election timeout costs its member the leadership.
+
+    The callbacks are made on the loop's thread and never from inside another method of this class:
+    ``on_commit(index, term, payload)`` for every committed index from ``applied + 1`` on, in order (an empty payload
+    is an entry of Raft's own); ``on_message(peer, message)`` for application messages, whose type starts with
+    "node."; ``on_view(view)`` at the start and whenever role, term, leader, connected peers or established changed.
+    ``room()`` False holds back further commits.
+
+    A fault of the log (or of a callback) makes the role "failed": sessions, listener and log are closed, nothing
+    is acknowledged after it, and the loop runs on until :meth:`stop`. A group of one opens no port.
+    """
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        *,
+        applied: int,
+        on_commit: Callable[[int, int, bytes], None],
+        on_message: Callable[[str, dict[str, Any]], None],
+        on_view: Callable[[RaftView], None],
+        room: Callable[[], bool] | None = None,
+        facts: Mapping[str, str] | None = None,
+        name: str = "",
+    ) -> None:
+        self.config = config
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._applied = applied
+        self._on_commit = on_commit
+        self._on_message = on_message
+        self._on_view = on_view
+        self._room = room
+        self._facts = dict(facts or {})
+        self._name = name or config.address
+        self._thread: threading.Thread | None = None
+        self._stop_lock = threading.Lock()
+        self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._awake = False
+        self._log: RaftLog | None = None
+        self._replica: Replica | None = None
+        self._transport: Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._interval = config.heartbeat / 2
+        self._commits: deque[tuple[int, int, bytes]] = deque()
+        self._answers: deque[tuple[Callable[[int | None], None], int | None]] = deque()
+        self._reads: dict[int, Callable[[int | None], None]] = {}
+        self._reads_asked = 0
+        self._settle_wanted = False
+        self._stopping = False
+        self._failed: RaftView | None = None
+        self._closing_transport: asyncio.Task[None] | None = None
+        self._told: tuple[Any, ...] | None = None
+        self._changed = asyncio.Event()
+
+    # Any thread
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The thread's loop, for other things that belong on it; they must be closed before :meth:`stop`."""
+        if self._loop is None:
+            raise RuntimeError("the driver was not started")
+        return self._loop
+
+    def start(self) -> None:
+        """Open the log, listen, and return when the loop runs.
+
+        Raises OSError (the port or a file cannot be had, or TLS files not be used), LogFault (the log cannot be
+        used) or ValueError (the settings do not fit the log); nothing is left behind then.
+        """
+        if self._thread is not None:
+            raise RuntimeError("a driver starts once")
+        self._loop = asyncio.new_event_loop()
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._main, args=(started,), name=f"raftsqlite {self._name}", daemon=True
+        )
+        self._thread.start()
+        try:
+            started.result()
+        except BaseException:
+            self._thread.join()
+            raise
+
+    def stop(self, *, timeout: float, hand_over: bool = True) -> None:
+        """Give leadership away if possible, close everything, end the thread. Idempotent.
+
+        ``timeout`` (seconds) bounds the wait for another leader; what waits in callbacks is not interrupted. Not to
+        be called from the loop's thread.
+        """
+        with self._stop_lock:
+            thread = self._thread
+            if thread is not None and thread.is_alive():
+                self.call(self._begin_stop, timeout if hand_over else 0.0)
+                thread.join()
+
+    def call(self, fn: Callable[..., object], *args: Any) -> bool:
+        """Run ``fn(*args)`` on the loop soon, in the order of the calls; False when there is no loop, or no more."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return False
+        self._inbox.append((fn, args))
+        if not self._awake:
+            # Cleared before the inbox is read, so that whoever finds it set will be seen.
+            self._awake = True
+            try:
+                loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # closed this very moment
+                return False
+        return True
+
+    # Loop thread
+
+    @property
+    def view(self) -> RaftView:
+        """This member's place in the group now."""
+        if self._failed is not None:
+            return self._failed
+        assert self._replica is not None
+        return self._replica.view
+
+    def propose(self, payload: bytes) -> tuple[int, int] | None:
+        """Append an entry if this member leads: its (index, term), else None.
+
+        It is committed when ``on_commit`` gets this index with this term; if the index comes with another term it
+        never will be. Raises ValueError for a payload that is empty or above MAX_ENTRY.
+        """
+        if self._replica is None or self._failed is not None or self._stopping:
+            return None
+        try:
+            place = self._replica.propose(payload)
+        except LogFault as fault:
+            self._fail(str(fault))
+            return None
+        if place is not None:
+            self._want_settle()
+        return place
+
+    def read_index(self, done: Callable[[int | None], None]) -> None:
+        """Ask for an index such that a state that has applied it has all that was committed before this call.
+
+        ``done(None)`` when this member does not lead, or stops to before a quorum confirmed it (ReadIndex, Raft
+        thesis section 6.4). Never calls back at once.
+        """
+        self._reads_asked += 1
+        token = self._reads_asked
+        self._reads[token] = done
+        if self._replica is None or self._failed is not None or self._stopping:
+            self._answer(token, None)
+        else:
+            try:
+                self._replica.read_index(lambda index: self._answer(token, index))
+            except LogFault as fault:
+                self._fail(str(fault))
+        self._want_settle()
+
+    def send(self, peer: str, message: dict[str, Any]) -> bool:
+        """Send an application message; its ``type`` starts with "node.". False when the peer has no session.
+
+        At most once and in order; True promises nothing.
+        """
+        if not str(message.get("type")).startswith("node."):
+            raise ValueError(f"an application message has a type of its own, not {message.get('type')!r}")
+        return self._transport is not None and self._failed is None and self._transport.send(peer, message)
+
+    # The thread
+
+    def _main(self, started: Future[None]) -> None:
+        loop = self.loop
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(self._open())
+        except BaseException as error:
+            self._finish(loop)
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        try:
+            loop.run_forever()
+        finally:
+            self._finish(loop)
+
+    def _finish(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.run_until_complete(self._close())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    async def _open(self) -> None:
+        config = self.config
+        _make_folder(config.log.parent, config.mode)
+        self._log = log = RaftLog(config.log, mode=config.mode, durable=config.durable)
+        self._check_cluster(log)
+        if config.others:
+            _lower_switch_interval()
+            identity = Identity(
+                address=config.address,
+                others=frozenset(config.others),
+                cluster=cluster_id(config.peers),
+                secret=config.secret,
+                tls=config.certificate is not None,
+                facts=self._facts,
+            )
+            self._transport = Transport(
+                config,
+                identity,
+                on_connected=self._on_connected,
+                on_disconnected=self._on_disconnected,
+                on_message=self._on_frame,
+                on_settle=self._settle,
+            )
+        self._replica = Replica(
+            config,
+            log,
+            send=self._transport.send if self._transport is not None else _nowhere,
+            on_commit=self._on_entry,
+            applied=self._applied,
+            room=self._room,
+        )
+        if self._transport is not None:
+            await self._transport.start()
+        self._due = self.loop.time()
+        self._tick()
+
+    def _check_cluster(self, log: RaftLog) -> None:
+        mine = cluster_id(self.config.peers)
+        stored = log.get_meta(_CLUSTER_KEY)
+        if stored is None:
+            log.set_meta(_CLUSTER_KEY, mine)
+            log.sync()
+        elif stored != mine:
+            raise ValueError(
+                f"The log {self.config.log} belongs to a group with other members than "
+                f"{', '.join(sorted(self.config.peers))}: the peers of a group cannot be changed in this release. "
+                "Restore the old peers setting, or move the folder away to begin an empty group."
+            )
+
+    async def _close(self) -> None:
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._closing_transport is not None:
+            await self._closing_transport
+        elif self._transport is not None:
+            await self._transport.close()
+        self._close_replica()
+        self._deliver()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _close_replica(self) -> None:
+        try:
+            if self._replica is not None:
+                self._replica.close()
+        except LogFault as fault:
+            logger.error("The log was not closed cleanly: %s", fault)
+        finally:
+            if self._log is not None:
+                self._log.close()
+        for token in list(self._reads):
+            self._answer(token, None)
+
+    # Stopping
+
+    def _begin_stop(self, hand_over: float) -> None:
+        task = self.loop.create_task(self._hand_over(hand_over))
+        task.add_done_callback(lambda _: self.loop.stop())
+
+    async def _hand_over(self, timeout: float) -> None:
+        replica = self._replica
+        if replica is None or self._failed is not None or timeout <= 0:
+            return
+        deadline = self.loop.time() + timeout
+        while self.view.role == "leader" and self.view.connected:
+            # Again and again: a peer that is asked must have the whole log, and writes may still come in.
+            self._with_replica(lambda replica: replica.transfer_leadership())
+            self._settle()
+            if self.loop.time() > deadline:
+                logger.warning("Leadership was not taken over within %.1f seconds", timeout)
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.config.heartbeat):
+                    await self._changed.wait()
+
+    # Events
+
+    def _drain(self) -> None:
+        self._awake = False
+        self._settle_wanted = True
+        for _ in range(len(self._inbox)):
+            fn, args = self._inbox.popleft()
+            try:
+                fn(*args)
+            except Exception:
+                logger.exception("A call on the loop failed")
+        self._settle()
+        if self._inbox and not self._awake:
+            self._awake = True
+            self.loop.call_soon(self._drain)
+
+    def _on_connected(self, peer: str) -> None:
+        self._with_replica(lambda replica: replica.connected(peer))
+        self._want_settle()
+
+    def _on_disconnected(self, peer: str) -> None:
+        self._with_replica(lambda replica: replica.disconnected(peer))
+        self._want_settle()
+
+    def _with_replica(self, step: Callable[[Replica], object]) -> None:
+        if self._replica is None or self._failed is not None or self._stopping:
+            return
+        try:
+            step(self._replica)
+        except LogFault as fault:
+            self._fail(str(fault))
+        except Exception as error:
+            logger.exception("The consensus module failed")
+            self._fail(f"an internal error: {error!r}")
+
+    def _on_frame(self, peer: str, message: dict[str, Any]) -> None:
+        kind = message.get("type")
+        if isinstance(kind, str) and kind.startswith("node."):
+            self._on_message(peer, message)
+            return
+        if self._replica is None or self._failed is not None or self._stopping:
+            return
+        try:
+            self._replica.receive(peer, message)
+        except LogFault as fault:
+            self._fail(str(fault))
+        except ProtocolViolation as violation:
+            raise PeerFault(str(violation)) from violation
+
+    def _tick(self) -> None:
+        self._forgive_stall()
+        self._due = self.loop.time() + self._interval
+        self._timer = self.loop.call_at(self._due, self._tick)
+        self._with_replica(lambda replica: replica.tick())
+        self._settle()
+
+    def _forgive_stall(self) -> None:
+        """Audit R15: a loop that stood still says so before anything else looks at the time."""
+        now = self.loop.time()
+        if now - self._due > self.config.heartbeat:
+            self._due = now
+            self._with_replica(lambda replica: replica.tick(late=True))
+
+    def _want_settle(self) -> None:
+        if not self._settle_wanted:
+            self._settle_wanted = True
+            self.loop.call_soon(self._settle_if_wanted)
+
+    def _settle_if_wanted(self) -> None:
+        if self._settle_wanted:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make durable, send, and deliver what the last events brought about."""
+        self._settle_wanted = False
+        self._forgive_stall()
+        self._with_replica(lambda replica: replica.flush())
+        self._deliver()
+        self._announce()
+
+    # What the replica says, told outside of it
+
+    def _on_entry(self, index: int, term: int, payload: bytes) -> None:
+        self._commits.append((index, term, payload))
+
+    def _answer(self, token: int, index: int | None) -> None:
+        done = self._reads.pop(token, None)
+        if done is not None:
+            self._answers.append((done, index))
+
+    def _deliver(self) -> None:
+        commits, answers = self._commits, self._answers
+        while commits:
+            index, term, payload = commits.popleft()
+            try:
+                self._on_commit(index, term, payload)
+            except Exception as error:
+                logger.exception("Entry %d could not be handed on", index)
+                # The entries after it would be applied to a state that lacks it.
+                commits.clear()
+                self._fail(f"entry {index} could not be handed on: {error!r}")
+        while answers:
+            done, answer = answers.popleft()
+            try:
+                done(answer)
+            except Exception:
+                logger.exception("A read index could not be handed on")
+
+    def _announce(self) -> None:
+        view = self.view
+        seen = (view.role, view.term, view.leader, view.connected, view.established)
+        if seen == self._told:
+            return
+        self._told = seen
+        self._changed.set()
+        try:
+            self._on_view(view)
+        except Exception:
+            logger.exception("A change of role could not be handed on")
+
+    def _fail(self, reason: str) -> None:
+        """Stop taking part; what was promised before stays true, and nothing is promised after."""
+        if self._failed is not None or self._replica is None:
+            return
+        self._failed = replace(
+            self._replica.view,
+            role="failed",
+            leader=None,
+            connected=frozenset(),
+            match={},
+            established=False,
+            reason=reason,
+        )
+        logger.error("This node stops taking part in the group: %s", reason)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._closing_transport = self.loop.create_task(self._transport.close())
+        # Not at once: the caller may be in the midst of a method of the replica's, or of the node's.
+        self.loop.call_soon(self._after_failure)
+
+    def _after_failure(self) -> None:
+        self._close_replica()
+        self._deliver()
+        self._announce()
+
+
+def _nowhere(_peer: str, _message: dict[str, Any]) -> bool:
+    return False
+
+
+def _make_folder(folder: Path, mode: int) -> None:
+    """Create the folder, searchable by whom ``mode`` lets read, whatever the umask; one that exists is kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    searchable = mode | (mode & 0o444) >> 2
+    try:
+        folder.mkdir(searchable)
+    except FileExistsError:
+        return
+    folder.chmod(searchable)
+
+
+_switch_interval_lowered = False
+
+
+def _lower_switch_interval() -> None:
+    """Let the loop's thread take the GIL sooner from a thread that computes.
+
+    A commit has about four hand-overs between threads. At CPython's default of 5 ms each one costs 5 ms as soon
+    as one other thread is busy (a template being rendered); at 0.5 ms, 0.6 ms. Once per process, so that a value that
+    the application sets afterwards stays.
+    """
+    global _switch_interval_lowered  # noqa: PLW0603 - the setting is the process's, too
+    if not _switch_interval_lowered:
+        _switch_interval_lowered = True
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))

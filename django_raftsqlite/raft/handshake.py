@@ -1,0 +1,285 @@
+"""How two members prove to each other who they are: both sides as state machines, without sockets.
+
+::
+
+    dialer                                    acceptor
+      hello (who, to whom, nonce, facts)  ->
+                                          <-  hello (who, to whom, nonce, facts)
+      proof over both hellos              ->
+                                          <-  proof over both hellos
+
+A proof is HMAC-SHA256, keyed by the group's secret, over a label of its direction and both hellos. Each side's
+fresh nonce is in it, so a recorded handshake proves nothing later; the labels differ, so a proof sent back
+to its author proves nothing either; the dialer proves first, so who merely connects learns no proof. Without
+a secret the key is public and the TLS certificate is the proof; with neither, nobody is let in.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgpack
+
+from .frames import MAX_HELLO
+
+MAGIC = "django-raftsqlite"
+PROTOCOL = 1
+
+REFUSE = frozenset({"architecture", "functions", "sqlite"})
+"""Facts whose difference could make two nodes compute different rows from the same log."""
+
+_NONCE = 32
+_TEXT = 512
+_PROOF = 32
+
+
+class HandshakeError(Exception):
+    """The other side is not, or not provably, the member it should be. The text is for the log.
+
+    ``answer`` is sent before the connection is closed, so that the other side's operator reads why; it is None for
+    whoever does not even speak this protocol.
+    """
+
+    def __init__(self, text: str, *, tell: bool = False) -> None:
+        super().__init__(text)
+        self.answer: dict[str, Any] | None = {"refused": text[:200]} if tell else None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The names a peer's verified certificate carries (subjectAltName): what it may claim to be."""
+
+    dns: frozenset[str]
+    ip: frozenset[str]
+
+    @classmethod
+    def from_ssl(cls, decoded: Mapping[str, Any] | None) -> Certificate:
+        """From what :meth:`ssl.SSLObject.getpeercert` returns."""
+        dns, ip = set(), set()
+        for kind, value in (decoded or {}).get("subjectAltName", ()):
+            if kind == "DNS":
+                dns.add(value.lower())
+            elif kind == "IP Address":
+                ip.add(str(ipaddress.ip_address(value)))
+        return cls(frozenset(dns), frozenset(ip))
+
+    def covers(self, host: str) -> bool:
+        """True when the certificate names ``host``. Wildcards do not count: each would let one member be any."""
+        try:
+            return str(ipaddress.ip_address(host)) in self.ip
+        except ValueError:
+            return host.lower() in self.dns
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """The host and port of ``"host:port"`` or ``"[ipv6]:port"``. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not an address of the form host:port")
+    return host, int(port)
+
+
+def dials(source: str, target: str) -> bool:
+    """True when ``source`` is the one of the two that connects: one session per pair, no race between two."""
+    return source > target
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What one member brings into every handshake.
+
+    ``cluster`` is the group's id, ``others`` the members it talks to. ``facts`` are what it runs on (plain
+    text); those named in REFUSE must be the same everywhere. ``tls`` True: each peer needs a certificate
+    too. Raises ValueError when there is neither a secret nor TLS, or the facts do not fit into a hello.
+    """
+
+    address: str
+    others: frozenset[str]
+    cluster: bytes
+    secret: str | None = field(repr=False)
+    tls: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.secret and not self.tls:
+            raise ValueError("a group of more than one member needs a secret or TLS")
+        size = len(msgpack.packb(self.hello("x" * _TEXT).wire()))
+        if size > MAX_HELLO:
+            raise ValueError(f"the facts make a hello of {size} bytes; the limit is {MAX_HELLO}")
+
+    def hello(self, to: str) -> Hello:
+        """A new hello with a nonce of its own."""
+        return Hello(
+            cluster=self.cluster,
+            source=self.address,
+            target=to,
+            nonce=secrets.token_bytes(_NONCE),
+            package=_package_version(),
+            facts=dict(self.facts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message of either side."""
+
+    cluster: bytes
+    source: str
+    target: str
+    nonce: bytes
+    package: str
+    facts: Mapping[str, str]
+
+    def wire(self) -> dict[str, Any]:
+        """As sent."""
+        return {
+            "magic": MAGIC,
+            "protocol": PROTOCOL,
+            "cluster": self.cluster,
+            "from": self.source,
+            "to": self.target,
+            "nonce": self.nonce,
+            "package": self.package,
+            "facts": dict(self.facts),
+        }
+
+    def transcript(self) -> bytes:
+        """The same bytes on both sides, whatever order the fields travelled in."""
+        fields = (self.cluster, self.source, self.target, self.nonce, self.package, sorted(self.facts.items()))
+        packed: bytes = msgpack.packb((MAGIC, PROTOCOL, *fields))
+        return packed
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Hello:
+        """Raises HandshakeError for what is not a hello of this protocol version."""
+        if message.get("magic") != MAGIC:
+            raise HandshakeError("it does not speak this protocol")
+        if message.get("protocol") != PROTOCOL:
+            raise HandshakeError(f"it speaks protocol {_short(message.get('protocol'))}, not {PROTOCOL}", tell=True)
+        cluster, nonce, facts = message.get("cluster"), message.get("nonce"), message.get("facts")
+        texts = [message.get(key) for key in ("from", "to", "package")]
+        if (
+            not isinstance(cluster, bytes)
+            or not isinstance(nonce, bytes)
+            or len(nonce) != _NONCE
+            or not isinstance(facts, dict)
+            or not all(isinstance(text, str) and len(text) <= _TEXT for text in [*texts, *facts, *facts.values()])
+        ):
+            raise HandshakeError("its hello is malformed")
+        source, target, package = texts
+        return cls(cluster, source, target, nonce, package, facts)  # type: ignore[arg-type]  # checked above
+
+
+class Handshake:
+    """One side of one handshake.
+
+    ``dial`` is the member dialled, None on the accepting side. Feed :meth:`receive` what arrives and send what it
+    returns, until ``done``; then ``peer`` is the proven identity and ``warnings`` tells harmless differences. After
+    HandshakeError the connection is to be closed. Invariant: ``peer`` is None until the other side's proof
+    was right.
+    """
+
+    def __init__(
+        self, identity: Identity, *, dial: str | None = None, certificate: Certificate | None = None
+    ) -> None:
+        self._identity = identity
+        self._dial = dial
+        self._certificate = certificate
+        self._mine: Hello | None = None
+        self._theirs: Hello | None = None
+        self.peer: str | None = None
+        self.warnings: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """True once both sides have proven themselves, as far as this side can know."""
+        return self.peer is not None
+
+    @property
+    def claimed(self) -> str | None:
+        """Who the other side says it is; for messages only."""
+        return self._dial or (self._theirs.source if self._theirs else None)
+
+    def start(self) -> dict[str, Any]:
+        """The dialer's first message."""
+        assert self._dial is not None
+        self._mine = self._identity.hello(self._dial)
+        return self._mine.wire()
+
+    def receive(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """Take one message; return the answer to send, if any. Raises HandshakeError."""
+        if isinstance(message.get("refused"), str):
+            raise HandshakeError(f"it refused this node: {_short(message['refused'])}")
+        if self._theirs is None:
+            self._theirs = Hello.parse(message)
+            self._check(self._theirs)
+            if self._dial is not None:
+                return {"proof": self._proof("dialer")}
+            self._mine = self._identity.hello(self._theirs.source)
+            return self._mine.wire()
+        proof = message.get("proof")
+        expected = self._proof("acceptor" if self._dial is not None else "dialer")
+        if not isinstance(proof, bytes) or len(proof) != _PROOF or not hmac.compare_digest(proof, expected):
+            raise HandshakeError("its secret is not this group's secret", tell=True)
+        self._compare_facts(self._theirs)
+        self.peer = self._theirs.source
+        return None if self._dial is not None else {"proof": self._proof("acceptor")}
+
+    def _check(self, hello: Hello) -> None:
+        identity = self._identity
+        if hello.cluster != identity.cluster:
+            raise HandshakeError("it belongs to another group (its peers setting differs)", tell=True)
+        if hello.source not in identity.others:
+            raise HandshakeError(f"{_short(hello.source)} is not a member of this group", tell=True)
+        if self._dial is not None and hello.source != self._dial:
+            raise HandshakeError(f"it is {hello.source}, not {self._dial}", tell=True)
+        if self._dial is None and not dials(hello.source, identity.address):
+            raise HandshakeError(f"{hello.source} does not dial this node, this node dials it", tell=True)
+        if hello.target != identity.address:
+            raise HandshakeError(f"it looks for {_short(hello.target)}, this is {identity.address}", tell=True)
+        if identity.tls:
+            host, _ = split_address(hello.source)
+            if self._certificate is None or not self._certificate.covers(host):
+                raise HandshakeError(f"its certificate does not name {host}", tell=True)
+
+    def _compare_facts(self, theirs: Hello) -> None:
+        # Only after the proof: a stranger's claims are neither believed nor answered in detail.
+        assert self._mine is not None
+        differences = []
+        for name in sorted({*self._mine.facts, *theirs.facts}):
+            ours, other = self._mine.facts.get(name), theirs.facts.get(name)
+            if ours == other:
+                continue
+            text = f"{name} differs: {_short(other)} there, {_short(ours)} here"
+            if name in REFUSE:
+                raise HandshakeError(f"{text}; both nodes must run the same, or their rows could differ", tell=True)
+            differences.append(text)
+        if theirs.package != self._mine.package:
+            differences.append(f"{MAGIC} differs: {_short(theirs.package)} there, {self._mine.package} here")
+        self.warnings = tuple(differences)
+
+    def _proof(self, label: str) -> bytes:
+        assert self._mine is not None and self._theirs is not None
+        both = (self._mine, self._theirs) if self._dial is not None else (self._theirs, self._mine)
+        text: bytes = msgpack.packb((label, *(hello.transcript() for hello in both)))
+        return hmac.digest((self._identity.secret or "").encode(), text, "sha256")
+
+
+def _short(value: object) -> str:
+    """What a stranger sent, fit for a log line: bounded, on one line, and visibly a quotation."""
+    return repr(value)[:120]
+
+
+def _package_version() -> str:
+    try:
+        return version(MAGIC)
+    except PackageNotFoundError:
+        return "unknown"
