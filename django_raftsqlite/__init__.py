@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .consistency import reads
     from .errors import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable
+    from .status import node_status
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "TransactionConflict",
     "Unavailable",
     "__version__",
+    "node_status",
     "reads",
 ]
 
@@ -30,6 +32,7 @@ _HOME = {
     "LeaseTimeout": "errors",
     "TransactionConflict": "errors",
     "Unavailable": "errors",
+    "node_status": "status",
     "reads": "consistency",
 }
 

@@ -1,0 +1,60 @@
+"""What Harbour Street Stationers sells, by category: article number, name, description, price, pieces."""
+
+CATALOGUE = {
+    "Notebooks": [
+        ("NB-A5-DOT", "Dotted notebook A5", "192 numbered pages of 90 g paper, sewn, lies flat.", "14.90", 120),
+        ("NB-A5-LIN", "Lined notebook A5", "192 pages, 7 mm lines, index and two ribbons.", "14.90", 140),
+        ("NB-A5-PLN", "Plain notebook A5", "192 blank pages for drawings and diagrams.", "14.90", 80),
+        ("NB-A6-PKT", "Pocket notebook A6", "64 squared pages, rounded corners, fits a shirt pocket.", "6.50", 200),
+        ("NB-B5-LAB", "Laboratory notebook B5", "96 squared sheets, numbered, with signature lines.", "18.40", 36),
+        ("NB-SET-3", "Thin notebooks, set of three", "48 pages each: plain, lined and squared.", "11.00", 65),
+        ("NB-LOG-SHP", "Ship's logbook", "Oilcloth cover, ruled for course, wind and watch.", "24.00", 18),
+    ],
+    "Planners": [
+        ("PL-YEAR", "Year planner", "One week on two pages, undated, elastic band.", "19.80", 55),
+        ("PL-WALL", "Wall planner", "Twelve months on one sheet, 100 by 70 cm.", "9.20", 40),
+        ("PL-DESK", "Desk pad", "52 weekly sheets to tear off, A3.", "13.50", 34),
+        ("PL-MEAL", "Meal planner pad", "A week of dinners and a shopping list, magnetic.", "8.40", 48),
+    ],
+    "Pens": [
+        ("PN-FTN-F", "Fountain pen, fine", "Steel nib, brushed aluminium, takes cartridges.", "28.00", 42),
+        ("PN-FTN-M", "Fountain pen, medium", "Steel nib, brushed aluminium, takes cartridges.", "28.00", 45),
+        ("PN-FTN-B", "Fountain pen, broad", "Steel nib, brushed aluminium, takes cartridges.", "28.00", 12),
+        ("PN-ROL-05", "Rollerball 0.5", "Quick-drying black ink, refillable.", "5.90", 160),
+        ("PN-ROL-07", "Rollerball 0.7", "Quick-drying blue ink, refillable.", "5.90", 150),
+        ("PN-BALL", "Ballpoint, brass", "Solid brass body that darkens with the years.", "22.50", 30),
+        ("PN-FINE-8", "Fineliners, eight colours", "0.4 mm, pigment ink, fast to light and water.", "12.80", 70),
+        ("PN-HIGH-4", "Highlighters, four pastels", "Chisel tip, 1 to 5 mm, do not bleed through.", "6.20", 95),
+    ],
+    "Pencils": [
+        ("PC-HB-12", "Pencils HB, twelve", "Cedar, six-sided, with a dipped end.", "9.60", 110),
+        ("PC-2B-12", "Pencils 2B, twelve", "Cedar, soft and dark, for drawing.", "9.60", 60),
+        ("PC-MECH-5", "Mechanical pencil 0.5", "Sliding sleeve, brass grip, eraser under the cap.", "16.40", 52),
+        ("PC-COL-24", "Colour pencils, 24", "High pigment, in a flat tin.", "31.00", 25),
+        ("PC-SHARP", "Sharpener with tank", "Two holes, steel blade, spare blade inside.", "4.80", 130),
+        ("PC-ERASE", "Vinyl eraser", "Clean and almost without crumbs.", "1.60", 300),
+    ],
+    "Ink": [
+        ("IN-BLK-50", "Ink, black, 50 ml", "Neutral black, dries in eight seconds.", "10.50", 58),
+        ("IN-BLU-50", "Ink, harbour blue, 50 ml", "The house colour: grey blue with a green edge.", "10.50", 44),
+        ("IN-RED-50", "Ink, brick red, 50 ml", "For corrections that do not shout.", "10.50", 9),
+        ("IN-CART-6", "Cartridges, six", "Short international cartridges, royal blue.", "3.20", 180),
+        ("IN-CONV", "Converter", "Piston converter for all our fountain pens.", "5.40", 75),
+    ],
+    "Paper": [
+        ("PA-LET-50", "Letter paper, 50 sheets", "A4, 120 g, laid, with a watermark.", "12.00", 64),
+        ("PA-ENV-25", "Envelopes, 25", "C6, lined, self-sealing, to match the letter paper.", "8.90", 72),
+        ("PA-CARD-20", "Correspondence cards, 20", "Cotton, 300 g, with deckle edge.", "15.00", 33),
+        ("PA-SKETCH", "Sketch pad A4", "60 sheets, 150 g, slight tooth.", "11.80", 47),
+        ("PA-WATER", "Watercolour block", "20 sheets, 300 g, cold pressed, glued on four sides.", "26.50", 21),
+        ("PA-TRACE", "Tracing paper roll", "33 cm by 20 m, 40 g.", "13.20", 15),
+    ],
+    "Desk": [
+        ("DK-CLIP-100", "Paper clips, 100", "Copper-plated steel, 32 mm.", "3.90", 140),
+        ("DK-BIND-12", "Binder clips, twelve", "Three sizes, black.", "4.60", 90),
+        ("DK-SCISS", "Paper scissors", "Forged steel, 21 cm, for either hand.", "19.00", 28),
+        ("DK-TAPE", "Washi tape, five rolls", "Rice paper, removes without a trace.", "9.90", 66),
+        ("DK-RULER", "Steel ruler, 30 cm", "Etched scale, cork back.", "8.70", 57),
+        ("DK-STAMP", "Date stamp", "Adjustable to 2040, self-inking.", "17.30", 0),
+    ],
+}
