@@ -46,7 +46,7 @@ class Member:
         self.simulation = simulation
         self.address = address
         self.config = RaftConfig(address, tuple(simulation.addresses), log, durable=False, **config)
-        self.log = BreakableLog(log, durable=False)
+        self.log = self.open_log()
         self.replica: Replica | None = None
         self.state: list[tuple[int, bytes]] = []
         self.kept = 0
@@ -54,6 +54,9 @@ class Member:
         self.stalled_until = 0.0
         self.dies_in: int | None = None
         self.fault: str | None = None
+
+    def open_log(self) -> BreakableLog:
+        return BreakableLog(self.config.log, durable=False, tail_entries=self.simulation.tail_entries)
 
     @property
     def running(self) -> bool:
@@ -91,9 +94,12 @@ class Simulation:
     on the disks of a majority.
     """
 
-    def __init__(self, addresses: Iterable[str], folder: Path, *, seed: int = 0, **config: Any) -> None:
+    def __init__(
+        self, addresses: Iterable[str], folder: Path, *, seed: int = 0, tail_entries: int = 16384, **config: Any
+    ) -> None:
         self.addresses = list(addresses)
         self.seed = seed
+        self.tail_entries = tail_entries
         self.random = random.Random(seed)
         self.now = 1000.0
         self.delay = (0.001, 0.003)
@@ -234,7 +240,7 @@ class Simulation:
 
     def _reopen(self, member: Member) -> None:
         member.log.close()
-        member.log = BreakableLog(member.config.log, durable=False)
+        member.log = member.open_log()
 
     # Network
 
