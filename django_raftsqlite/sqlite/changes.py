@@ -1,0 +1,96 @@
+"""What a transaction changed, in bytes, for the running digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import apsw
+import msgpack
+
+from .entry import Outcome, RequestId, Result
+from .tables import PREFIX
+
+_STREAM_ABOVE = 64 * 1024  # bytes of changes held by the session; above, they are hashed piece by piece
+
+
+class Recorder:
+    """Records one transaction at a time on one connection, through SQLite's session extension.
+
+    Old and new values of every row are recorded, of tables without a primary key too
+    (SQLITE_SESSION_OBJCONFIG_ROWID). Not recorded: our own tables, and the shadow tables of virtual ones, whose
+    contents may depend on when they were flushed. A session per transaction, since one for the entry would merge
+    the changes of its transactions, and the digest must not depend on how they were batched.
+    """
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._session: apsw.Session | None = None
+        self._shadow: frozenset[str] | None = None
+
+    def start(self) -> None:
+        """Record from here."""
+        session = apsw.Session(self._connection, "main")
+        self._session = session
+        session.config(apsw.SQLITE_SESSION_OBJCONFIG_ROWID, True)
+        session.table_filter(self._wanted)
+        session.attach()
+
+    def stop(self) -> None:
+        """Stop recording, and forget. Harmless when nothing is recorded."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def feed(self, digest: hashlib.blake2b) -> None:
+        """Give the changes so far, net of what was undone, to ``digest``."""
+        session = self._session
+        assert session is not None
+        if session.is_empty:
+            return
+        if session.memory_used < _STREAM_ABOVE:
+            digest.update(session.changeset())
+        else:
+            session.changeset_stream(digest.update)
+
+    def schema_changed(self) -> None:
+        """Look again which tables are shadow tables."""
+        self._shadow = None
+
+    def _wanted(self, table: str) -> bool:
+        if table.startswith(PREFIX):
+            return False
+        if self._shadow is None:
+            rows = self._connection.execute(
+                "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'shadow'"
+            )
+            self._shadow = frozenset(name for (name,) in rows)
+        return table not in self._shadow
+
+
+def new_digest(previous: bytes) -> hashlib.blake2b:
+    """digest(n), to be fed; it begins with digest(n-1)."""
+    digest = hashlib.blake2b(digest_size=32)
+    digest.update(previous)
+    return digest
+
+
+def feed_outcome(digest: hashlib.blake2b, request: RequestId, outcome: Outcome, results: Sequence[Result]) -> None:
+    """The decision on a request: codes and row counts, never texts, which differ between versions."""
+    digest.update(request.to_bytes())
+    digest.update(_packed([int(outcome.status), outcome.code, [result.rowcount for result in results]]))
+
+
+def feed_schema(digest: hashlib.blake2b, connection: apsw.Connection) -> None:
+    """The whole schema, where a transaction changed it: a changeset knows of rows only."""
+    rows = connection.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE substr(tbl_name, 1, ?) <> ? ORDER BY type, name",
+        (len(PREFIX), PREFIX),
+    ).fetchall()
+    fields = [connection.execute(f"PRAGMA {name}").fetchall() for name in ("user_version", "application_id")]
+    digest.update(_packed([rows, fields]))
+
+
+def _packed(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    return packed

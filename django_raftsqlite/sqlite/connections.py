@@ -1,0 +1,110 @@
+"""How every connection to the replicated file is opened."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from . import clock
+from .functions import FunctionRegistry, Registrar, StatementCounters, register
+
+BUSY_TIMEOUT_MS = 5000
+"""How long a statement waits for a lock of SQLite's. Nothing of ours holds one for long: this covers recovery."""
+
+_STATEMENT_CACHE = 256
+
+
+class Connection(apsw.Connection):
+    """An APSW connection with what this package knows about it.
+
+    ``registry`` lists the functions registered on it; ``counters`` start its `total_changes()` anew. ``private``
+    becomes true when the connection has temporary or attached tables, which no other connection sees.
+    """
+
+    registry: FunctionRegistry
+    counters: StatementCounters
+    private: bool = False
+    classified: dict[str, Any]
+
+
+# Classifications are shared by all connections with the same registrars: they depend on the text and on them.
+_shared_classifications: dict[tuple[Registrar, ...], dict[str, Any]] = {}
+
+
+def open_reader(path: Path, registrars: Iterable[Registrar]) -> Connection:
+    """A connection that cannot write to the file, whatever it is told.
+
+    Raises apsw.CantOpenError when there is no file yet.
+    """
+    connection = Connection(
+        str(path),
+        flags=apsw.SQLITE_OPEN_READONLY,
+        vfs=clock.VFS_NAME,
+        statementcachesize=_STATEMENT_CACHE,
+    )
+    return _set_up(connection, registrars)
+
+
+def open_writer(
+    path: Path, registrars: Iterable[Registrar], mode: int = 0o600, durable: bool = True, *, checkpoints: bool = False
+) -> Connection:
+    """A writable connection, in WAL; makes the file with exactly ``mode`` where it is missing.
+
+    ``durable`` False: nothing is fsynced. ``checkpoints`` is for the apply connection alone: a checkpoint by
+    another one changes `data_version` and would look like a foreign write.
+    """
+    _create_file(path, mode)
+    connection = Connection(
+        str(path),
+        flags=apsw.SQLITE_OPEN_READWRITE,
+        vfs=clock.VFS_NAME,
+        statementcachesize=_STATEMENT_CACHE,
+    )
+    try:
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        found = connection.pragma("journal_mode", "wal")
+        if found != "wal":
+            raise apsw.CantOpenError(f"{path} cannot be used in WAL mode: its journal mode stays {found!r}")
+        # The log is what is fsynced; NORMAL syncs the WAL at checkpoints only, so that pages are never mixed.
+        connection.pragma("synchronous", 1 if durable else 0)
+        # An unlinked -wal would marry readers to a dead file.
+        persist = ctypes.c_int(1)
+        connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(persist))
+        connection.wal_autocheckpoint(1000 if checkpoints else 0)
+    except BaseException:
+        connection.close()
+        raise
+    return _set_up(connection, registrars)
+
+
+def _set_up(connection: Connection, registrars: Iterable[Registrar]) -> Connection:
+    try:
+        registrars = tuple(registrars)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # Refuses what can damage the file by plain SQL: writable_schema, shadow tables, sqlite_dbpage.
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1)
+        connection.registry, connection.counters = register(connection, registrars)
+        connection.classified = _shared_classifications.setdefault(registrars, {})
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create_file(path: Path, mode: int) -> None:
+    # SQLite gives -wal and -shm the mode of the file they belong to, so making this one right is enough. An existing
+    # file is never opened here: closing any descriptor of it would drop SQLite's POSIX locks in this process.
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, stat.S_IMODE(mode))
+        try:
+            os.fchmod(descriptor, stat.S_IMODE(mode))
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,291 @@
+"""The replicated state machine: log entries in, the same file on every node out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgpack
+
+from .changes import new_digest
+from .connections import open_writer
+from .entry import (
+    Base,
+    Entry,
+    Item,
+    ItemKind,
+    Outcome,
+    RequestId,
+    Status,
+    Transaction,
+    decode_entry,
+    decode_transaction,
+    encode_outcome,
+)
+from .errors import ForeignWrite, MalformedEntry, NodeFault
+from .functions import Registrar
+from .ledger import Ledger
+from .tables import State, create, load_origins, load_outcome, load_state, save_state
+from .text import traits
+from .transactions import Decision, Runner, TransactionLost, fault
+
+LARGEST_KEPT = 64 * 1024
+"""Bytes of an encoded outcome that are kept with its rows; a larger one is kept without them."""
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What an entry makes of the state, until it is committed."""
+
+    state: State
+    ledger: Ledger
+    solo: bool
+
+    def record(self, decision: Decision, request: RequestId) -> None:
+        """Go on from digest(n-1) to digest(n)."""
+        digest = new_digest(self.state.digest)
+        decision.feed(digest, request)
+        self.state.digest = digest.digest()
+
+
+class StateMachine:
+    """The apply connection: the only one that ever commits to the file.
+
+    Invariants: what an entry did, its outcomes and ``applied_index`` are committed together or not at all, so an
+    entry is applied exactly once whatever happens in between. File, digest and outcomes after an entry follow from
+    the entries alone: not from how they were batched, nor from restarts, nor from what else this process did.
+
+    One thread at a time. Readers and scratch have connections of their own; scratch must be rolled back before
+    :meth:`apply`.
+    """
+
+    def __init__(
+        self, path: Path, registrars: Iterable[Registrar], *, mode: int = 0o600, durable: bool = True
+    ) -> None:
+        """Open ``path``, which is made with ``mode`` if missing; an existing SQLite database is taken over as it is.
+
+        Raises apsw.Error when the file cannot be used.
+        """
+        self._path = path
+        self._connection = open_writer(path, registrars, mode, durable, checkpoints=True)
+        try:
+            create(self._connection)
+            self._runner = Runner(self._connection)
+            self._data_version = self._read_data_version()
+            self._files = self._identify_files()
+            self._load()
+        except BaseException:
+            self._connection.close(True)
+            raise
+
+    def _load(self) -> None:
+        self._state = load_state(self._connection)
+        self._origins = load_origins(self._connection)
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last log entry in the file; 0 in a fresh one."""
+        return self._state.applied_index
+
+    @property
+    def applied_term(self) -> int:
+        """Term of that entry."""
+        return self._state.applied_term
+
+    @property
+    def base(self) -> Base:
+        """The identity of the committed state."""
+        return self._state.base
+
+    @property
+    def lineage(self) -> bytes:
+        """16 bytes; zeros until a restore or a recovery gives another."""
+        return self._state.lineage
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes over all that was decided so far; equal on all nodes at equal ``applied_index``."""
+        return self._state.digest
+
+    def counts(self) -> dict[str, int]:
+        """How many origins are open, and how many outcomes kept for them."""
+        outcomes: Any = self._connection.execute("SELECT count(*) FROM _raftsqlite_outcome").fetchall()[0][0]
+        return {"origins": len(self._origins), "outcomes": outcomes}
+
+    def is_open(self, origin: bytes) -> bool:
+        """Whether requests of this origin are accepted."""
+        return origin in self._origins
+
+    def outcome(self, request: RequestId) -> Outcome | None:
+        """The kept outcome of a request.
+
+        DONE with ``result`` None: it is committed, and its rows were too many to keep, or its author had seen them.
+        """
+        return load_outcome(self._connection, request)
+
+    def close(self) -> None:
+        """Close the file; -wal stays beside it. Idempotent."""
+        self._runner.close()
+        self._connection.close(True)
+
+    def apply(self, index: int, term: int, data: bytes) -> list[tuple[RequestId, Outcome]]:
+        """Apply the log entry ``index`` of ``term``, whose encoding is ``data``; the outcomes in its order.
+
+        An entry that is in the file already gives nothing. Raises NodeFault and nothing else: then the file is as
+        it was after the entry before, and the call may be made again (at once, where ``retry`` is true).
+        """
+        if index <= self._state.applied_index:
+            return []
+        if self._connection.in_transaction:
+            self._recover()
+        try:
+            return self._apply(index, term, decode_entry(data))
+        except NodeFault:
+            self._recover()
+            raise
+        except Exception as error:
+            self._recover()
+            raise fault(error) from error
+        except BaseException:
+            self._recover()
+            raise
+
+    def _recover(self) -> None:
+        """Back to the last commit, in the file and in memory."""
+        with suppress(apsw.Error):
+            self._runner.abandon()
+            self._load()
+
+    def _apply(self, index: int, term: int, entry: Entry) -> list[tuple[RequestId, Outcome]]:
+        forced: dict[int, Decision] = {}
+        while True:
+            try:
+                return self._attempt(index, term, entry, forced)
+            except TransactionLost as lost:
+                # A statement ended the whole SQLite transaction (OR ROLLBACK, RAISE(ROLLBACK)): the others of the
+                # batch must not suffer. Again from the first, with this one decided. One more each time, so it ends.
+                forced[lost.position] = lost.decision
+                self._runner.abandon()
+
+    def _attempt(
+        self, index: int, term: int, entry: Entry, forced: dict[int, Decision]
+    ) -> list[tuple[RequestId, Outcome]]:
+        runner = self._runner
+        transactions = {
+            position: decode_transaction(item.payload)
+            for position, item in enumerate(entry.items)
+            if item.kind is ItemKind.TRANSACTION
+        }
+        if entry.solo and len(entry.items) != 1:
+            raise MalformedEntry("a solo entry holds one item")
+        alone = transactions.get(0) if entry.solo else None
+        self._check_files()
+        # VACUUM cannot run in a transaction. It may run twice when this process dies before the commit below, which
+        # changes nothing the second time.
+        vacuum = alone if alone is not None and not forced and _is_vacuum(alone) else None
+        if vacuum is not None and self._settled(self._draft(index, term, entry), vacuum) is None:
+            forced[0] = runner.vacuum(vacuum)
+        draft = self._draft(index, term, entry)
+        runner.begin({} if alone is None else alone.pragmas)
+        self._check_data_version()
+        answers: list[tuple[RequestId, Outcome]] = []
+        for position, item in enumerate(entry.items):
+            transaction = transactions.get(position)
+            if transaction is None:
+                _apply_origin_item(draft, item)
+                continue
+            outcome = self._settled(draft, transaction)
+            if outcome is None:
+                outcome = self._decide(draft, position, transaction, forced.get(position))
+            answers.append((transaction.request, outcome))
+        draft.ledger.save()
+        save_state(self._connection, draft.state)
+        runner.commit()
+        self._state = draft.state
+        self._origins = draft.ledger.merged()
+        return answers
+
+    def _draft(self, index: int, term: int, entry: Entry) -> _Draft:
+        state = replace(self._state, applied_index=index, applied_term=term, time=max(self._state.time, entry.time))
+        return _Draft(state, Ledger(self._connection, self._origins), entry.solo)
+
+    def _settled(self, draft: _Draft, transaction: Transaction) -> Outcome | None:
+        """The outcome of a request that is not to be executed (again)."""
+        request = transaction.request
+        origin = draft.ledger.origin(request.origin)
+        if origin is None or request.sequence < origin.low_water:
+            # Never treated as new: what it did may be forgotten already.
+            outcome = Outcome(Status.REFUSED, message="its origin is not open, or its outcome was forgotten")
+            draft.record(Decision(outcome), request)
+            return outcome
+        return draft.ledger.outcome(request)
+
+    def _decide(self, draft: _Draft, position: int, transaction: Transaction, forced: Decision | None) -> Outcome:
+        request, state = transaction.request, draft.state
+        draft.ledger.heard_of(request, transaction.low_water, state.version, state.time)
+        if transaction.base is not None and transaction.base != state.base:
+            outcome = Outcome(Status.CONFLICT, message="the state it was based on is gone")
+            draft.record(Decision(outcome), request)
+            return outcome
+        decision = forced or self._runner.run(position, transaction, solo=draft.solo)
+        if decision.changed:
+            state.version += 1
+            state.last = request.to_bytes()
+        draft.record(decision, request)
+        kept = encode_outcome(decision.outcome)
+        if len(kept) > LARGEST_KEPT:
+            kept = encode_outcome(replace(decision.outcome, result=None))
+        draft.ledger.keep(request, kept, state.version)
+        return decision.outcome
+
+    # What must not happen to the file, and is noticed before it is written to again.
+
+    def _check_files(self) -> None:
+        try:
+            found = self._identify_files()
+        except OSError as error:
+            raise ForeignWrite(f"{error.filename} is gone") from error
+        if found != self._files:
+            raise ForeignWrite(f"{self._path} or its -wal is another file than the one this node opened")
+
+    def _check_data_version(self) -> None:
+        # Within our transaction, so that nothing can happen in between. Own commits do not change it, nor do
+        # transactions of scratch, which are rolled back (https://sqlite.org/pragma.html#pragma_data_version).
+        if self._read_data_version() != self._data_version:
+            raise ForeignWrite(f"something else wrote to {self._path}")
+
+    def _read_data_version(self) -> int:
+        version: Any = self._connection.execute("PRAGMA data_version").fetchall()[0][0]
+        return int(version)
+
+    def _identify_files(self) -> tuple[tuple[int, int, int], ...]:
+        # By name, never opened: closing a descriptor would drop SQLite's locks in this process.
+        found = (os.stat(name) for name in (self._connection.filename, self._connection.filename_wal))  # noqa: PTH116
+        return tuple((status.st_dev, status.st_ino, status.st_nlink) for status in found)
+
+
+def _is_vacuum(transaction: Transaction) -> bool:
+    return any(traits(statement.sql).verb == "VACUUM" for statement in transaction.statements)
+
+
+def _apply_origin_item(draft: _Draft, item: Item) -> None:
+    state, ledger = draft.state, draft.ledger
+    digest = new_digest(state.digest)
+    digest.update(bytes([item.kind]) + item.payload)
+    if item.kind is ItemKind.OPEN_ORIGIN:
+        ledger.open(item.payload, state.version, state.time)
+    elif item.kind is ItemKind.CLOSE_ORIGIN:
+        ledger.close(item.payload)
+    else:
+        try:
+            versions, milliseconds = msgpack.unpackb(item.payload)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise MalformedEntry(f"an EXPIRE_ORIGINS item cannot be decoded: {error}") from error
+        for origin in ledger.expire(state.version - versions, state.time - milliseconds):
+            digest.update(origin)
+    state.digest = digest.digest()
