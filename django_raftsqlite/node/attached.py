@@ -168,8 +168,16 @@ class AttachedSession:
     def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
         """See WriteSession."""
         request = ["commit", [wire.encode_statement(s) for s in statements], timeout]
-        self._converse(request, timeout, unknown=True)
-        self._release()
+        try:
+            error, self._in_transaction = self._converse(request, timeout, unknown=True)
+        except BaseException:
+            self._in_transaction = False
+            self._release()
+            raise
+        if not self._in_transaction:
+            self._release()
+        if error is not None:
+            raise wire.decode_error(error)
 
     def rollback(self) -> None:
         """See WriteSession."""

@@ -67,7 +67,7 @@ class Claim:
         who: str,
         deadline: float,
         nowait: bool,
-        granted: Callable[[int], None],
+        granted: Callable[[int], object],
         refused: Callable[[Refused], None],
     ) -> None:
         self.id = claim
@@ -121,7 +121,7 @@ class Core:
         self._gossiped = 0.0
         self._resent = 0.0
         self._session = 0  # grows whenever the leader or the session to it is a new one
-        self._view = raft.view
+        self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self.sequencer = Sequencer(lease_timeout)
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None

@@ -8,11 +8,12 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..exceptions import (
     CommitOutcomeUnknown,
+    DataError,
     LeaseTimeout,
     OperationalError,
     TransactionConflict,
@@ -20,6 +21,7 @@ from ..exceptions import (
 )
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
+from ..raft.log import MAX_ENTRY, LogFault
 from ..sqlite.entry import (
     Base,
     Outcome,
@@ -47,11 +49,13 @@ logger = logging.getLogger("django_raftsqlite.node")
 
 TICK = 0.05
 EXPIRE_EVERY = 60.0
+COUNT_EVERY = 0.5
 ORIGINS_KEPT = 64
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
 ORIGIN_IDLE = 1800.0
 APPLY_RETRY = 5.0
 STOP_TIMEOUT = 5.0
+MAX_TRANSACTION = MAX_ENTRY - 1024  # the entry around it needs a few bytes too
 APPLY_QUEUE_BYTES = 64 * 1024 * 1024
 APPLY_QUEUE_ENTRIES = 8192
 
@@ -75,7 +79,8 @@ class HostedNode:
         self._machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
         self.lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self.applied = Applied(self._machine.applied_index)
-        self._state = self._snapshot_state()
+        self._base, self._digest = self._machine.base, self._machine.digest
+        self._counts, self._counted = self._machine.counts(), time.monotonic()
         self._queue: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._requests = Requests()
@@ -100,6 +105,7 @@ class HostedNode:
             progress=self._progress,
             room=self._room,
         )
+        self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._expired = time.monotonic()
         self._apply_thread = threading.Thread(
             target=self._apply_loop, name=f"raftsqlite-apply {config.name.name}", daemon=True
@@ -110,7 +116,7 @@ class HostedNode:
         self._apply_thread.start()
         try:
             self._driver.start()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LogFault) as error:
             self.close()
             raise OperationalError(f"this process cannot host the node {self.config.address}: {error}") from error
         self._driver.call(self._core.open_origin, self._requests.origin)
@@ -126,7 +132,7 @@ class HostedNode:
         def encode(request: RequestId, low_water: int) -> bytes:
             return encode_transaction(Transaction(request, low_water, (statement,), None, pragmas, solo))
 
-        request = self._requests.create(encode, solo=solo, lease=None, deadline=deadline)
+        request = self._request(encode, solo=solo, lease=None, deadline=deadline)
         result = self._settle(request).result
         return Result() if result is None else result
 
@@ -188,7 +194,7 @@ class HostedNode:
             def encode(request: RequestId, low_water: int) -> bytes:
                 return encode_transaction(Transaction(request, low_water, tuple(statements), base, pragmas, solo))
 
-            request = self._requests.create(encode, solo=solo, lease=claim, deadline=deadline)
+            request = self._request(encode, solo=solo, lease=claim, deadline=deadline)
             self._settle(request)
         except BaseException:
             self.release(claim)
@@ -221,48 +227,14 @@ class HostedNode:
 
     def status(self) -> dict[str, Any]:
         """See Node."""
-        view = self._driver.view
-        applied, base, digest, counts = self._state
-        peers = dict(self._core.peers)
-        now = time.monotonic()
-        members = []
-        for address in self.config.peers:
-            own = address == self.config.address
-            heard = peers.get(address, {})
-            index = applied if own else heard.get("applied")
-            members.append(
-                {
-                    "address": address,
-                    "role": self._role_of(address, view),
-                    "reachable": own or address in view.connected,
-                    "applied": index,
-                    "lag": None if index is None else max(view.commit_index - index, 0),
-                    "version": base.version if own else heard.get("version"),
-                    "digest": digest.hex() if own else heard.get("digest"),
-                    "heard": 0.0 if own else (round(now - heard["heard"], 3) if heard else None),
-                }
+        answer: Latch[dict[str, Any]] = Latch()
+        self._driver.call(lambda: answer.set(self._status()))
+        status = answer.wait(self.config.timeout)
+        if status is None:
+            raise OperationalError(
+                f"the node {self.config.address} did not tell its status in {self.config.timeout:g} s"
             )
-        holder = self._core.sequencer.holder
-        return {
-            "node": self.config.address,
-            "name": str(self.config.name),
-            "role": "failed" if self.failed else view.role,
-            "reason": self.failed or view.reason,
-            "leader": view.leader,
-            "leader_reachable": view.leader == self.config.address or view.leader in view.connected,
-            "term": view.term,
-            "commit_index": view.commit_index,
-            "last_index": view.last_index,
-            "applied_index": self.applied.index,
-            "version": base.version,
-            "lineage": base.lineage.hex(),
-            "digest": digest.hex(),
-            "members": members,
-            "host": {"pid": os.getpid()},
-            "lease": None if holder is None else holder.who,
-            "waiting": len(self._core.sequencer),
-            **counts,
-        }
+        return status
 
     def close(self, *, hand_over: bool = True) -> None:
         """Stop hosting: leadership handed over, everything closed, the lock free. Idempotent."""
@@ -280,6 +252,18 @@ class HostedNode:
         self._lock.release()
 
     # Waiting for outcomes -----------------------------------------------------------------------------------
+
+    def _request(
+        self, encode: Callable[[RequestId, int], bytes], *, solo: bool, lease: bytes | None, deadline: float
+    ) -> Request:
+        request = self._requests.create(encode, solo=solo, lease=lease, deadline=deadline)
+        if len(request.payload) > MAX_TRANSACTION:
+            self._requests.forget(request)
+            raise DataError(
+                f"a transaction of {len(request.payload)} bytes is beyond the limit of {MAX_TRANSACTION}: "
+                "write it in smaller transactions (bulk_create has batch_size for that)"
+            )
+        return request
 
     def _settle(self, request: Request) -> Outcome:
         self._driver.call(self._core.submit, request)
@@ -330,7 +314,7 @@ class HostedNode:
         return self._unavailable(str(refused))
 
     def _unavailable(self, what: str) -> Unavailable:
-        view = self._driver.view
+        view = self._view
         if self.failed is not None:
             return Unavailable(f"{what}: this node stopped itself: {self.failed}", "failed")
         reachable = len(view.connected) + 1
@@ -369,6 +353,7 @@ class HostedNode:
         self._core.on_message(peer, message)
 
     def _on_view(self, view: RaftView) -> None:
+        self._view = view
         if view.role == "failed":
             self._fail(view.reason or "the Raft log failed")
         self._core.on_view(view)
@@ -383,16 +368,62 @@ class HostedNode:
             self._core.touch(occupant.claim)
         if now - self._expired > EXPIRE_EVERY:
             self._expired = now
-            if self._state[3]["origins"] > ORIGINS_KEPT:
+            if self._counts["origins"] > ORIGINS_KEPT:
                 self._core.expire_origins()
         self._driver.loop.call_later(TICK, self._tick)
+
+    def _status(self) -> dict[str, Any]:
+        view = self._driver.view
+        holder = self._core.sequencer.holder
+        return {
+            "node": self.config.address,
+            "name": str(self.config.name),
+            "role": "failed" if self.failed else view.role,
+            "reason": self.failed or view.reason,
+            "leader": view.leader,
+            "leader_reachable": view.leader == self.config.address or view.leader in view.connected,
+            "term": view.term,
+            "commit_index": view.commit_index,
+            "last_index": view.last_index,
+            "applied_index": self.applied.index,
+            "version": self._base.version,
+            "lineage": self._base.lineage.hex(),
+            "digest": self._digest.hex(),
+            "members": [self._member(address, view) for address in self.config.peers],
+            "host": {"pid": os.getpid()},
+            "lease": None if holder is None else holder.who,
+            "waiting": len(self._core.sequencer),
+            **self._counts,
+        }
+
+    def _member(self, address: str, view: RaftView) -> dict[str, Any]:
+        """A member as this node knows it; its own words about itself are up to half a second old."""
+        own = address == self.config.address
+        told = {**self._progress(), "heard": time.monotonic()} if own else self._core.peers.get(address, {})
+        applied = told.get("applied")
+        role = "leader" if address == view.leader else "unknown" if view.leader is None else "follower"
+        return {
+            "address": address,
+            "role": role,
+            "reachable": own or address in view.connected,
+            "applied": applied,
+            "lag": None if applied is None else max(view.commit_index - applied, 0),
+            "version": told.get("version"),
+            "digest": told.get("digest"),
+            "failed": told.get("failed"),
+            "heard": round(time.monotonic() - told["heard"], 3) if told else None,
+        }
 
     def _room(self) -> bool:
         return self._queued_bytes < APPLY_QUEUE_BYTES and self._queue.qsize() < APPLY_QUEUE_ENTRIES
 
     def _progress(self) -> Message:
-        applied, base, digest, _ = self._state
-        return {"applied": applied, "version": base.version, "digest": digest.hex(), "failed": self.failed}
+        return {
+            "applied": self.applied.index,
+            "version": self._base.version,
+            "digest": self._digest.hex(),
+            "failed": self.failed,
+        }
 
     # The apply thread ---------------------------------------------------------------------------------------
 
@@ -411,13 +442,16 @@ class HostedNode:
             self.applied.advance(index)
             return
         outcomes = self._apply_until_it_works(index, term, payload)
-        self._state = self._snapshot_state()
+        machine = self._machine
+        self._base, self._digest = machine.base, machine.digest
+        if time.monotonic() - self._counted > COUNT_EVERY:
+            self._counted, self._counts = time.monotonic(), machine.counts()
         self.applied.advance(index)
         for request, outcome in outcomes:
-            if request.sequence == 0:
-                self._on_origin_opened(request.origin)
-            else:
-                self._requests.settle(request, outcome)
+            self._requests.settle(request, outcome)
+        if not self._origin_open.is_set() and machine.is_open(origin := self._requests.origin):
+            self._driver.call(self._core.origin_opened, origin)
+            self._origin_open.set()
 
     def _apply_until_it_works(self, index: int, term: int, payload: bytes) -> list[tuple[RequestId, Outcome]]:
         give_up = time.monotonic() + APPLY_RETRY
@@ -429,15 +463,6 @@ class HostedNode:
                 if not fault.retry or time.monotonic() > give_up or self._closing:
                     raise
                 time.sleep(0.01)
-
-    def _on_origin_opened(self, origin: bytes) -> None:
-        if origin == self._requests.origin:
-            self._driver.call(self._core.origin_opened, origin)
-            self._origin_open.set()
-
-    def _snapshot_state(self) -> tuple[int, Base, bytes, dict[str, int]]:
-        machine = self._machine
-        return machine.applied_index, machine.base, machine.digest, machine.counts()
 
     def _fail(self, reason: str) -> None:
         if self.failed is None:
@@ -451,12 +476,6 @@ class HostedNode:
             return self.lane.enter(occupant, pragmas)
         except NodeFault as fault:
             raise OperationalError(f"scratch cannot begin a transaction: {fault}") from fault
-
-    @staticmethod
-    def _role_of(address: str, view: RaftView) -> str:
-        if address == view.leader:
-            return "leader"
-        return "follower" if view.leader is not None else "unknown"
 
     def _raft_config(self) -> RaftConfig:
         config = self.config

@@ -200,6 +200,14 @@ def attach_node(config: NodeConfig) -> AttachedNode | None:
         return None
 
 
+def close_node(name: Path) -> None:
+    """Close this process's node for that database file, if it has one."""
+    with _mutex:
+        node = _nodes.pop(Path(os.path.realpath(name)), None)
+    if node is not None:
+        node.close()
+
+
 def close_nodes() -> None:
     """Close all nodes of this process."""
     with _mutex:

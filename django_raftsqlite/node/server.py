@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..sqlite.entry import encode_result
+from ..sqlite.errors import StatementError
 from . import socketpath, wire
 
 if TYPE_CHECKING:
@@ -170,9 +171,20 @@ class _Connection:
                 return error, None, False, 0
         return error, result, session.in_transaction, session.total_changes()
 
-    def _commit(self, statements: list[Any], timeout: float) -> None:
-        self._need_session().commit([wire.decode_statement(s) for s in statements], timeout=timeout)
+    def _commit(self, statements: list[Any], timeout: float) -> Any:
+        """Answers with the statement's error, if any, and whether the session is still open."""
+        session = self._need_session()
+        try:
+            session.commit([wire.decode_statement(s) for s in statements], timeout=timeout)
+        except StatementError as error:
+            if not session.in_transaction:
+                self._session = None
+            return wire.encode_error(error), self._session is not None
+        except BaseException:
+            self._session = None
+            raise
         self._session = None
+        return None, False
 
     def _rollback(self) -> None:
         if self._session is not None:

@@ -35,7 +35,7 @@ class LocalSession:
     @property
     def in_transaction(self) -> bool:
         """See WriteSession."""
-        return self._host.lane.look(self._occupant)[0]
+        return not self._over and self._host.lane.look(self._occupant)[0]
 
     def total_changes(self) -> int:
         """See WriteSession."""

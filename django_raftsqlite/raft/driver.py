@@ -205,6 +205,10 @@ class RaftDriver:
             raise ValueError(f"an application message has a type of its own, not {message.get('type')!r}")
         return self._transport is not None and self._failed is None and self._transport.send(peer, message)
 
+    def fail(self, reason: str) -> None:
+        """Stop this member because the layer above cannot go on; as a fault of the log does."""
+        self._fail(reason)
+
     # The thread
 
     def _main(self, started: Future[None]) -> None:
