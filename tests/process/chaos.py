@@ -1,0 +1,133 @@
+"""kill -9 of random nodes under load, and what the load's own records say afterwards."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .cluster import Cluster, ClusterNode
+
+KILL_EVERY = (1.5, 4.0)
+DOWN_FOR = (0.0, 1.0)
+
+
+class Chaos:
+    """A load on every node of a cluster, restarted with its node.
+
+    ``kinds`` maps a kind of work (see workloads) to its threads per node, node by node.
+    """
+
+    def __init__(self, cluster: Cluster, rng: random.Random, kinds: dict[str, tuple[int, ...]]) -> None:
+        self.cluster = cluster
+        self.kills = 0
+        self.leaders_killed = 0
+        self._rng = rng
+        self._kinds = kinds
+        self._starts = 0
+        self._protocols = cluster.folder / "protocols"
+        self._protocols.mkdir()
+        self.checked = 0
+
+    def load(self, node: ClusterNode) -> None:
+        """Start the load in the node's process."""
+        self._starts += 1
+        tag = f"n{node.index}p{self._starts}"
+        node.call(
+            "start_load",
+            path=str(self._protocols / tag),
+            seed=self._rng.randrange(2**32),
+            tag=tag,
+            kinds={kind: threads[node.index] for kind, threads in self._kinds.items()},
+        )
+
+    def start(self) -> None:
+        """Load on all nodes."""
+        for node in self.cluster:
+            self.load(node)
+
+    def kill_at_random(self, seconds: float) -> None:
+        """Kill a random node every few seconds, the leader as often as both others, and start it again."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(self._rng.uniform(*KILL_EVERY))
+            leader = self.cluster.leader()
+            followers = [node for node in self.cluster if node is not leader]
+            victim = leader if leader is not None and self._rng.random() < 0.5 else self._rng.choice(followers)
+            self.kills += 1
+            self.leaders_killed += victim is leader
+            victim.kill()
+            time.sleep(self._rng.uniform(*DOWN_FOR))
+            victim.start()
+            self.load(victim)
+
+    def kill_all(self) -> None:
+        """kill -9 of all nodes at once, then start them again."""
+        for node in self.cluster:
+            assert node.worker is not None
+            node.worker.signal(9)
+        for node in self.cluster:
+            node.kill()
+        self.kills += len(self.cluster.nodes)
+        self.cluster.start(migrate=False)
+
+    def stop(self) -> None:
+        """End the load on all nodes that run it."""
+        for node in self.cluster:
+            result = node.call("stop_load", wait=60)
+            self.checked += result["checked"] if result else 0
+
+    def record(self) -> Record:
+        """What all threads of all processes wrote down."""
+        return Record(self._protocols.iterdir())
+
+
+class Record:
+    """The outcomes of all attempts: ``tried``, ``yes``, ``no`` map a kind to texts; ``wrong`` is what may not be."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.tried: dict[str, set[str]] = {}
+        self.yes: dict[str, set[str]] = {}
+        self.no: dict[str, set[str]] = {}
+        self.wrong: list[str] = []
+        self.reasons: Counter[str] = Counter()
+        for outcome, kind, text, detail in _lines(paths):
+            if outcome == "wrong":
+                self.wrong.append(f"{kind} {text}: {detail}")
+            elif outcome == "try":
+                self.tried.setdefault(kind, set()).add(text)
+            else:
+                if outcome in ("yes", "no"):
+                    getattr(self, outcome).setdefault(kind, set()).add(text)
+                self.reasons[f"{outcome} {detail.split(':')[0]}"] += 1
+
+    def check_rows(self, kind: str, texts: Iterable[str]) -> None:
+        """Acknowledged rows are there exactly once, refused ones not at all, the others at most once."""
+        found = Counter(texts)
+        yes, no, tried = (part.get(kind, set()) for part in (self.yes, self.no, self.tried))
+        assert yes, f"no {kind} was ever acknowledged: {self.reasons}"
+        doubled = {text: n for text, n in found.items() if n > 1}
+        assert not doubled, f"applied more than once: {_some(doubled)}"
+        assert not yes - found.keys(), f"acknowledged and lost: {_some(yes - found.keys())}"
+        assert not no & found.keys(), f"refused and yet there: {_some(no & found.keys())}"
+        assert not found.keys() - tried, f"never written by anybody: {_some(found.keys() - tried)}"
+
+    def check_counter(self, kind: str, value: int) -> None:
+        """A counter lies between its acknowledged increments and those that were not surely refused."""
+        yes, no, tried = (len(part.get(kind, ())) for part in (self.yes, self.no, self.tried))
+        assert yes <= value <= tried - no, f"{kind}: {value} is not between {yes} and {tried - no}"
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[tuple[str, str, str, str]]:
+    for path in paths:
+        for line in path.read_text().splitlines():
+            outcome, kind, text, detail = json.loads(line)
+            yield outcome, kind, text, detail
+
+
+def _some(items: Iterable[object]) -> str:
+    listed = sorted(map(str, items))
+    return f"{len(listed)}: {listed[:5]}"

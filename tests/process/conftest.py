@@ -1,0 +1,65 @@
+"""Clusters of real processes: ended whatever happens, with their logs in a failed test's report."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .cluster import Cluster
+
+_clusters = pytest.StashKey[list[Cluster]]()
+
+NewCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def new_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewCluster]:
+    """Makes clusters, not yet started; all their processes end with the test."""
+    made = request.node.stash.setdefault(_clusters, [])
+
+    def make(size: int = 3, **options: Any) -> Cluster:
+        cluster = Cluster(tmp_path / f"cluster{len(made)}", size, **options)
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        cluster.destroy()
+
+
+@pytest.fixture
+def cluster(new_cluster: NewCluster) -> Cluster:
+    """Three nodes, started, with the ledger's tables."""
+    cluster = new_cluster()
+    cluster.start()
+    return cluster
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Chance with a seed that is printed; RAFTSQLITE_SEED repeats it."""
+    seed = int(os.environ.get("RAFTSQLITE_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"RAFTSQLITE_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def soak_seconds() -> float:
+    """How long faults are injected: a slice in the normal run, longer in `make soak`."""
+    return float(os.environ.get("RAFTSQLITE_SOAK_SECONDS", "15"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and call.when != "teardown":
+        for cluster in item.stash.get(_clusters, []):
+            report.sections.append(("node logs", cluster.tails()))
+    return report

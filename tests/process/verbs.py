@@ -1,0 +1,143 @@
+"""What a worker can be told to do. Each verb runs in a session's thread, on that thread's connection."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from django.core.management import call_command
+from django.db import connection, transaction
+
+from django_raftsqlite import reads
+from django_raftsqlite.configuration import configure
+from django_raftsqlite.node import registry
+from ledger.models import Account, Event
+
+from .workloads import OPENING_BALANCE, Load, account_rows
+
+_load: Load | None = None
+
+
+def open_node() -> None:
+    """Open the node, and so host it if nobody does."""
+    with connection.cursor() as cursor:
+        cursor.execute("select 1")
+
+
+def status() -> dict[str, Any]:
+    """The node's own word."""
+    return registry.open_node(configure("default", connection.settings_dict).node).status()
+
+
+def migrate() -> None:
+    """The workloads' tables."""
+    call_command("migrate", "ledger", verbosity=0, interactive=False)
+
+
+def create(text: str) -> int:
+    """One autocommit row; its primary key."""
+    return Event.objects.create(text=text).pk
+
+
+def count(text: str, level: str | None = None) -> int:
+    """How often the row is there."""
+    with contextlib.nullcontext() if level is None else reads(level):
+        return Event.objects.filter(text=text).count()
+
+
+def newest(level: str) -> int:
+    """The greatest primary key of the events, or 0."""
+    with reads(level):
+        return Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+
+
+def texts() -> list[str]:
+    """Every event."""
+    return list(Event.objects.values_list("text", flat=True))
+
+
+def balances() -> dict[str, int]:
+    """Every account's balance, by name."""
+    return dict(Account.objects.values_list("name", "balance"))
+
+
+def accounts() -> dict[str, int]:
+    """Primary keys of the accounts money moves between, by name."""
+    return dict(account_rows().values_list("name", "pk"))
+
+
+def open_accounts(number: int) -> None:
+    """Accounts for the transfers, and the two counters."""
+    with transaction.atomic():
+        for n in range(number):
+            Account.objects.create(name=f"account {n}", balance=OPENING_BALANCE)
+        for name in ("counter a", "counter b"):
+            Account.objects.create(name=name, balance=0)
+
+
+def sql(query: str, parameters: list[Any] | None = None) -> Any:
+    """Run one statement; its rows, if it gives any."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, parameters or [])
+        return cursor.fetchall() if cursor.description else None
+
+
+def begin() -> None:
+    """Enter atomic()."""
+    block = transaction.atomic()
+    block.__enter__()
+    connection.test_blocks = [*getattr(connection, "test_blocks", []), block]
+
+
+def commit() -> None:
+    """Leave atomic()."""
+    connection.test_blocks.pop().__exit__(None, None, None)
+
+
+def lock_account(name: str) -> int:
+    """select_for_update() of one account; its balance."""
+    return Account.objects.select_for_update().get(name=name).balance
+
+
+def set_balance(name: str, balance: int) -> None:
+    """Save one account."""
+    Account.objects.filter(name=name).update(balance=balance)
+
+
+def start_load(path: str, seed: int, tag: str, kinds: dict[str, int]) -> None:
+    """Begin to work; see workloads."""
+    global _load
+    assert _load is None
+    _load = Load(Path(path), seed=seed, tag=tag, kinds=kinds)
+
+
+def stop_load() -> dict[str, int] | None:
+    """Stop working, and return when every thread has."""
+    global _load
+    load, _load = _load, None
+    return None if load is None else load.stop()
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    verb.__name__: verb
+    for verb in (
+        status,
+        migrate,
+        create,
+        count,
+        newest,
+        texts,
+        balances,
+        accounts,
+        open_accounts,
+        sql,
+        begin,
+        commit,
+        lock_account,
+        set_balance,
+        start_load,
+        stop_load,
+    )
+} | {"open": open_node}
