@@ -81,27 +81,32 @@ def classify(connection: apsw.Connection, sql: str, local_functions: frozenset[s
     Raises ProgrammingError for several statements in one text; NotSupportedError for what a replicated
     database refuses; apsw.Error where SQLite cannot prepare it.
     """
-    private = True
-    if isinstance(connection, Connection):
-        private = connection.private
-        if not private:
-            found: Classified | None = connection.classified.get(sql)
-            if found is not None:
-                if local_functions and found.kind is Kind.WRITE:
-                    _refuse_local(sql, found.functions, local_functions)
-                return found
+    try:
+        found: Classified = connection.classified[sql]  # type: ignore[attr-defined]
+    except (KeyError, AttributeError):
+        return _classify_anew(connection, sql, local_functions)
+    if local_functions and found.kind is Kind.WRITE:
+        _refuse_local(sql, found.functions, local_functions)
+    return found
+
+
+def _classify_anew(connection: apsw.Connection, sql: str, local_functions: frozenset[str]) -> Classified:
     found = _classify(connection, sql)
-    if found.kind is Kind.WRITE and local_functions:
+    if local_functions and found.kind is Kind.WRITE:
         _refuse_local(sql, found.functions, local_functions)
     if isinstance(connection, Connection):
-        if found.private or found.keyword == "ATTACH":
+        if found.private:
             connection.private = True
-        elif not private and not local_functions and found.kind is not Kind.LOCAL and len(sql) <= _LONGEST_CACHED:
+            connection.classified = {}
+        # With functions of its own, this connection prepares what others could not.
+        if not connection.private and not local_functions and found.kind is not Kind.LOCAL:
             _remember(connection.classified, sql, found)
     return found
 
 
 def _remember(cache: dict[str, Classified], sql: str, found: Classified) -> None:
+    if len(sql) > _LONGEST_CACHED:
+        return
     if len(cache) >= _CACHE_SIZE:
         # The oldest quarter goes: a hit must stay one dictionary look-up, so there is no order of use to keep.
         for text in list(islice(cache, _CACHE_SIZE // 4)):

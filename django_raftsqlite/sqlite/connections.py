@@ -19,6 +19,8 @@ BUSY_TIMEOUT_MS = 5000
 """How long a statement waits for a lock of SQLite's. Nothing of ours holds one for long: this covers recovery."""
 
 _STATEMENT_CACHE = 256
+_CHECKPOINT_PAGES = 4000
+"""16 MiB of WAL between checkpoints: every one fsyncs twice, and the same few pages are written by every entry."""
 
 
 class Connection(apsw.Connection):
@@ -77,7 +79,7 @@ def open_writer(
         # An unlinked -wal would marry readers to a dead file.
         persist = ctypes.c_int(1)
         connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(persist))
-        connection.wal_autocheckpoint(1000 if checkpoints else 0)
+        connection.wal_autocheckpoint(_CHECKPOINT_PAGES if checkpoints else 0)
     except BaseException:
         connection.close()
         raise
