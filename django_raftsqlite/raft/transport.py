@@ -59,7 +59,7 @@ class Transport:
         self._on_settle = on_settle
         self._write_limit = write_limit
         self._open: dict[str, Session] = {}
-        self._all: set[Session] = set()
+        self._all: dict[Session, None] = {}
         self._idle = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._dialers: list[asyncio.Task[None]] = []
@@ -131,12 +131,13 @@ class Transport:
     # What sessions call (session.Hub)
 
     def admit(self, session: Session) -> str | None:
-        """Bound what strangers can take up."""
-        strangers = sum(1 for other in self._all if other.peer is None)
-        self._all.add(session)
-        if self._closing:
-            return "this node stops"
-        return f"{strangers} others have not proven themselves yet" if strangers >= MAX_STRANGERS else None
+        """Bound what strangers can take up: the one that has been silent for longest makes room for the next,
+        so that a flood of them keeps no member out."""
+        strangers = [other for other in self._all if other.peer is None]
+        self._all[session] = None
+        if len(strangers) >= MAX_STRANGERS:
+            strangers[0].close(f"{MAX_STRANGERS} others came before it proved itself")
+        return "this node stops" if self._closing else None
 
     def opened(self, session: Session) -> None:
         """Announce a peer's new session, after ending its old one (audit T1)."""
@@ -171,7 +172,7 @@ class Transport:
 
     def released(self, session: Session) -> None:
         """Forget a connection whose socket is closed."""
-        self._all.discard(session)
+        self._all.pop(session, None)
         if not self._all:
             self._idle.set()
 
