@@ -9,11 +9,11 @@ from typing import Any
 
 from django.core.management import call_command
 from django.db import connection, transaction
+from ledger.models import Account, Event
 
 from django_raftsqlite import reads
 from django_raftsqlite.configuration import configure
 from django_raftsqlite.node import registry
-from ledger.models import Account, Event
 
 from .workloads import OPENING_BALANCE, Load, account_rows
 
@@ -108,7 +108,7 @@ def set_balance(name: str, balance: int) -> None:
 
 def start_load(path: str, seed: int, tag: str, kinds: dict[str, int]) -> None:
     """Begin to work; see workloads."""
-    global _load
+    global _load  # noqa: PLW0603 - one load per process
     assert _load is None
     _load = Load(Path(path), seed=seed, tag=tag, kinds=kinds)
 

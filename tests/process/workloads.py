@@ -18,10 +18,10 @@ from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import F, Sum
-
-from django_raftsqlite import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable, reads
 from ledger.models import Account, Event
 from ledger.services import InsufficientFunds, transfer
+
+from django_raftsqlite import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable, reads
 
 OPENING_BALANCE = 1000
 PAUSE_AFTER_FAILURE = 0.05

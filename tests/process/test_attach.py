@@ -1,0 +1,172 @@
+"""Several processes of one machine share its node, and outlive each other."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from .cluster import TESTPROJECT, ClusterNode, RemoteError, node_environment, wait_until
+from .conftest import NewCluster
+
+
+@pytest.fixture
+def alone(new_cluster: NewCluster) -> ClusterNode:
+    """A group of one, hosted by one process."""
+    cluster = new_cluster(1)
+    cluster.start()
+    cluster[0].call("open_accounts", number=2)
+    return cluster[0]
+
+
+def test_an_attached_process_can_do_everything(alone: ClusterNode) -> None:
+    """Reads, writes, transactions with savepoints and locks, and status, as if it hosted the node itself."""
+    guest = alone.attach()
+    assert guest.call("create", text="by the guest") > 0
+    assert guest.call("count", text="by the guest") == 1
+    assert alone.call("count", text="by the guest") == 1
+    assert guest.call("count", text="by the guest", level="leader") == 1
+
+    guest.call("begin")
+    assert guest.call("lock_account", name="account 0") == 1000
+    guest.call("set_balance", name="account 0", balance=900)
+    guest.call("begin")
+    guest.call("set_balance", name="account 1", balance=1100)
+    guest.call("commit")
+    assert guest.call("balances")["account 1"] == 1100, "a transaction sees its own writes"
+    assert alone.call("balances")["account 1"] == 1000, "and nobody else does"
+    guest.call("commit")
+    assert alone.call("balances") == guest.call("balances")
+    assert alone.call("balances")["account 0"] == 900
+
+    status = guest.call("status")
+    assert alone.worker is not None
+    assert (status["role"], status["host"]["pid"]) == ("leader", alone.worker.pid)
+    assert alone.call("status")["host"]["attached"] == [guest.pid]
+    with pytest.raises(RemoteError, match="UNIQUE") as caught:
+        guest.call("sql", query="insert into ledger_account (name, balance) values ('account 0', 1)")
+    assert caught.value.kind == "IntegrityError"
+
+
+def test_a_guest_takes_over_from_a_host_that_was_killed(alone: ClusterNode) -> None:
+    """The statement under way gets a clear error; the next one finds the node again, hosted by whoever was first."""
+    guest = alone.attach()
+    other = alone.attach()
+    guest.call("create", text="before")
+    guest.call("begin")
+    guest.call("set_balance", name="account 0", balance=1)
+    host_pid = guest.call("status", session="look")["host"]["pid"]
+    alone.kill()
+    with pytest.raises(RemoteError) as caught:
+        guest.call("set_balance", name="account 1", balance=1)
+    assert caught.value.kind == "HostLost"
+    assert str(host_pid) in caught.value.text
+    with pytest.raises(RemoteError):
+        guest.call("commit")
+    assert guest.call("balances", session="look")["account 0"] == 1000, "the transaction is gone as a whole"
+
+    assert guest.call("create", session="next", text="after") > 0
+    assert other.call("create", session="next", text="after, by the other") > 0
+    hosts = {worker.call("status", session="next")["host"]["pid"] for worker in (guest, other)}
+    assert len(hosts) == 1
+    assert hosts < {guest.pid, other.pid}
+    assert guest.call("create", text="on the connection that lost its host") > 0
+    assert set(other.call("texts")) >= {
+        "before",
+        "after",
+        "after, by the other",
+        "on the connection that lost its host",
+    }
+
+
+def test_a_member_whose_host_was_killed_is_taken_over_within_its_group(new_cluster: NewCluster) -> None:
+    """The guest opens the dead host's log and port; the member is the same to its peers."""
+    cluster = new_cluster()
+    cluster.start()
+    node = cluster[0]
+    guest = node.attach()
+    guest.call("create", text="before")
+    node.kill()
+
+    def written() -> bool:
+        try:
+            guest.call("create", text="after")
+        except RemoteError as error:
+            assert error.kind in ("HostLost", "Unavailable", "CommitOutcomeUnknown"), error
+            return False
+        return True
+
+    wait_until("the guest writes again", written, 15)
+    cluster[1].call("create", text="by another node")
+    cluster.converge()
+    assert guest.call("status")["host"]["pid"] == guest.pid
+    assert guest.call("count", text="by another node") == 1
+
+
+def test_a_killed_guest_leaves_nothing_behind(alone: ClusterNode) -> None:
+    """Its open transaction is rolled back and its write lease is free, at once."""
+    guest = alone.attach()
+    guest.call("begin")
+    guest.call("lock_account", name="account 0")
+    guest.call("set_balance", name="account 0", balance=1)
+    waiting = alone.worker.send("create", "waiting", text="by the host") if alone.worker else None
+    assert waiting is not None
+    guest.kill()
+    assert waiting.result(30) > 0
+    assert alone.call("balances")["account 0"] == 1000
+    assert alone.call("status")["lease"] is None
+
+
+def test_a_stopped_guest_does_not_hold_up_the_others_for_long(alone: ClusterNode) -> None:
+    """An idle holder loses the write lease when others wait; it is told so when it goes on."""
+    guest = alone.attach()
+    guest.call("begin")
+    guest.call("set_balance", name="account 0", balance=1)
+    guest.signal(signal.SIGSTOP)
+    assert alone.call("create", text="while the guest stands still") > 0
+    guest.signal(signal.SIGCONT)
+    with pytest.raises(RemoteError) as caught:
+        guest.call("commit")
+    assert caught.value.kind == "TransactionConflict"
+    assert alone.call("balances")["account 0"] == 1000
+
+
+def test_a_process_that_may_not_host_says_what_is_missing(new_cluster: NewCluster) -> None:
+    """host: False attaches only; without a host it fails with a text that tells what to start."""
+    node = new_cluster(1)[0]
+    only_guest = node.attach(host=False, timeout=1)
+    with pytest.raises(RemoteError, match="raft node") as caught:
+        only_guest.call("sql", query="select 1")
+    assert caught.value.kind == "OperationalError"
+    assert not node.name.exists(), "it may not make the database either"
+    node.start()
+    node.call("migrate", wait=60)
+    assert only_guest.call("create", text="now there is a host") > 0
+
+
+def test_raft_status_tells_through_the_host_and_by_its_exit_status(new_cluster: NewCluster) -> None:
+    """Exit status 0 with a leader in reach, 1 without; asking never hosts."""
+    cluster = new_cluster()
+
+    def status(node: ClusterNode) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(TESTPROJECT / "manage.py"), "raft", "status", "--format", "json"],
+            cwd=TESTPROJECT,
+            env=node_environment(node.settings),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert status(cluster[0]).returncode == 1
+    assert not cluster[0].name.exists()
+    cluster.start()
+    done = status(cluster[0])
+    assert done.returncode == 0, done.stderr
+    assert all(peer in done.stdout for peer in cluster.peers)
+    cluster[1].kill()
+    cluster[2].kill()
+    wait_until("no leader in reach", lambda: status(cluster[0]).returncode == 1, 30)
