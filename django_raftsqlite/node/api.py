@@ -89,8 +89,13 @@ class WriteSession(Protocol):
 class Node(Protocol):
     """One node, shared by all connections of this process. Thread-safe."""
 
-    config: NodeConfig
-    readers: ReaderPool
+    @property
+    def config(self) -> NodeConfig:
+        """What it was opened with."""
+
+    @property
+    def readers(self) -> ReaderPool:
+        """Read-only connections to the node's file."""
 
     def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
         """Replicate one autocommit statement; return when it is applied here.

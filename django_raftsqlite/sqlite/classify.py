@@ -345,7 +345,7 @@ def _prepare(connection: apsw.Connection, sql: str) -> _Prepared:
     connection.authorizer = authorizer
     try:
         # can_cache: a statement from the cache was authorized before, and would tell nothing now.
-        cursor.execute(sql, None, can_cache=False)
+        cursor.execute(sql, apsw._null_bindings, can_cache=False)  # type: ignore[attr-defined]
     except apsw.ExecTraceAbort:
         pass
     finally:

@@ -1,0 +1,89 @@
+"""The read-only connections of one Connection: one for its next statement, and those of half-read SELECTs."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+
+from ..sqlite.readers import ReaderPool
+from .reading import Answer, Reader, Stream, select
+from .script import Read
+
+
+class Readers:
+    """Lends readers from the node's pool to one Connection, whose lock (``lock``) the caller holds.
+
+    ``home`` is where the next statement runs. Invariant: an autocommit read never runs where a SELECT is half
+    read (:meth:`idle`), because it would share that SELECT's old snapshot and miss what was written since.
+    """
+
+    def __init__(self, pool: ReaderPool) -> None:
+        self.lock = threading.RLock()
+        self.home: Reader | None = None
+        self._pool = pool
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._alterations: list[Callable[[apsw.Connection], object]] = []
+
+    def current(self) -> Reader:
+        """The reader for the next statement, busy or not."""
+        if self.home is None:
+            reader = Reader(self._pool.acquire())
+            for alteration in self._alterations:
+                alteration(reader.connection)
+            reader.reusable = not self._alterations
+            self.home = reader
+        return self.home
+
+    def idle(self) -> Reader:
+        """A reader on which no SELECT is half read, so that it sees what was written last."""
+        reader = self.current()
+        if reader.open:
+            if reader.private:
+                self.drain()
+            else:
+                # The SELECTs that are half read keep it; the last of them gives it back.
+                self.home = None
+                reader = self.current()
+        return reader
+
+    def select(self, reader: Reader, sql: str, parameters: Any, read: Read | None = None) -> Answer:
+        """Read on ``reader``; see :func:`.reading.select`."""
+        answer = select(reader, sql, parameters, lock=self.lock, finished=self._finished, read=read)
+        if answer.stream is not None:
+            self._streams.add(answer.stream)
+        return answer
+
+    def drain(self) -> None:
+        """Read all half-read SELECTs to their end. Raises OperationalError where one has too many rows."""
+        for stream in list(self._streams):
+            stream.drain()
+
+    def alter(self, alteration: Callable[[apsw.Connection], object]) -> None:
+        """Change all readers of this Connection from now on, and keep them out of the pool."""
+        reader = self.current()
+        alteration(reader.connection)
+        reader.reusable = False
+        self._alterations.append(alteration)
+
+    def close(self) -> None:
+        """Give all readers back."""
+        for stream in list(self._streams):
+            stream.close()
+        home, self.home = self.home, None
+        if home is not None:
+            self._release(home)
+
+    def inherited(self) -> list[object]:
+        """Everything that must not be touched in a forked child."""
+        return [self.home, *self._streams]
+
+    def _finished(self, reader: Reader) -> None:
+        if reader is not self.home and not reader.open:
+            self._release(reader)
+
+    def _release(self, reader: Reader) -> None:
+        self._pool.release(reader.detach(), reuse=reader.reusable)

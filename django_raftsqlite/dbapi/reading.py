@@ -1,0 +1,276 @@
+"""Reads on this node's own file: readers, and the rows of a SELECT that are still to come."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, suppress
+from itertools import islice
+from typing import Any
+
+import apsw
+
+from ..sqlite import clock
+from ..sqlite.entry import Row
+from .errors import from_reader, operational
+from .script import Read
+from .types import Columns, adapt_all, bindable, convert_binding, named
+
+EAGER = 256
+"""Rows read at once. A SELECT with fewer, which nearly all are, is over when execute() returns."""
+
+DRAIN_LIMIT = 100_000
+"""Rows of one half-read SELECT that are read into memory when its reader is needed for something else."""
+
+
+def moment() -> tuple[int, int]:
+    """The wall clock (ms since the epoch) and 63 random bits of a statement that begins now.
+
+    From the system's randomness: after a fork, two processes would draw the same from a generator's state.
+    """
+    return time.time_ns() // 1_000_000, secrets.randbits(63)
+
+
+class Reader:
+    """A read-only connection to this node's file, held by one Connection.
+
+    ``open`` counts the SELECTs that are half read on it. While there is one, an autocommit statement must not
+    run here: it would see the old snapshot and miss the connection's own writes. ``reusable`` is false once
+    the connection was altered (functions, limits, temporary or attached tables), so that nobody else gets it.
+    """
+
+    __slots__ = ("_described", "connection", "open", "reusable")
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.connection = connection
+        self.open = 0
+        self.reusable = True
+        described: list[Columns] = [()]
+
+        # APSW forgets the columns of a SELECT as soon as it gave its last row, or had none: ask before the first
+        # step. The closure holds the list alone, so that there is no cycle through the connection.
+        def trace(cursor: apsw.Cursor, _sql: str, _bindings: Any) -> bool:
+            described[0] = cursor.get_description()
+            return True
+
+        self._described = described
+        connection.exec_trace = trace
+        connection.convert_binding = convert_binding
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the statement begun last."""
+        return self._described[0]
+
+    @property
+    def private(self) -> bool:
+        """Whether it has temporary or attached tables, which no other connection has."""
+        return bool(getattr(self.connection, "private", False))
+
+    def detach(self) -> apsw.Connection:
+        """The connection as the pool had it."""
+        self.connection.exec_trace = None
+        self.connection.convert_binding = None
+        return self.connection
+
+
+class Answer:
+    """What a statement gave: ``rows`` is complete unless ``stream`` is set, which then has all of them."""
+
+    __slots__ = ("columns", "lastrowid", "rowcount", "rows", "stream")
+
+    def __init__(
+        self,
+        columns: Columns = (),
+        rows: list[Row] | None = None,
+        stream: Stream | None = None,
+        rowcount: int = -1,
+        lastrowid: int | None = None,
+    ) -> None:
+        self.columns = columns
+        self.rows: list[Row] = [] if rows is None else rows
+        self.stream = stream
+        self.rowcount = rowcount
+        self.lastrowid = lastrowid
+
+
+class Stream:
+    """A SELECT that was not read to its end when execute() returned.
+
+    Used under ``lock``, its Connection's. Invariant: ``reader.open`` counts this stream exactly as long as its
+    statement can still be stepped; ``finished(reader)`` is called once, when it no longer can. ``failure`` is
+    raised when the rows before it were given out, as sqlite3 does.
+    """
+
+    def __init__(
+        self,
+        raw: apsw.Cursor,
+        reader: Reader,
+        first: list[Row],
+        *,
+        lock: AbstractContextManager[Any],
+        finished: Callable[[Reader], None],
+        read: Read | None,
+        failure: Exception | None = None,
+    ) -> None:
+        self.reader = reader
+        self._raw: apsw.Cursor | None = raw
+        self._waiting = first
+        self._lock = lock
+        self._finished = finished
+        self._read = read
+        self._failure = failure
+        reader.open += 1
+        if failure is not None:
+            self._end()
+
+    def __iter__(self) -> Iterator[Row]:
+        while rows := self._take():
+            yield from rows
+
+    def _take(self) -> list[Row]:
+        with self._lock:
+            if not self._waiting and self._raw is not None:
+                self._step(EAGER)
+            rows, self._waiting = self._waiting, []
+            if not rows and self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            return rows
+
+    def _step(self, count: int) -> None:
+        assert self._raw is not None
+        read = self._read
+        rows: list[Row] = []
+        if read is not None:
+            clock.enter(read.clock, read.seed)
+        try:
+            rows.extend(islice(self._raw, count))
+        except Exception as error:
+            self._failure = from_reader(error)
+            if read is not None:
+                read.failed(error)
+        finally:
+            if read is not None:
+                clock.leave()
+        self._waiting += rows
+        if read is not None:
+            read.add(rows)
+        if len(rows) < count:
+            if read is not None:
+                read.complete = True
+            self._end()
+
+    def drain(self) -> None:
+        """Read what is left into memory, so that the reader is free. Raises OperationalError over the limit."""
+        if self._raw is None:
+            return
+        room = DRAIN_LIMIT - len(self._waiting)
+        self._step(max(room, 1))
+        if self._raw is not None:
+            raise operational(
+                f"a SELECT is still open with more than {DRAIN_LIMIT} rows to read; read it to its end, or close its"
+                " cursor, before the transaction writes"
+            )
+
+    def close(self) -> None:
+        """Forget the rows not read yet."""
+        self._waiting = []
+        self._failure = None
+        self._end()
+
+    def __del__(self) -> None:
+        # The cursor was dropped half read. Without the callback: collection may happen anywhere, under any lock.
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            with suppress(apsw.Error):
+                raw.close(True)
+            self.reader.open -= 1
+
+    def _end(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            raw.close(True)
+            self.reader.open -= 1
+            self._finished(self.reader)
+
+
+def select(
+    reader: Reader,
+    sql: str,
+    parameters: Any,
+    *,
+    lock: AbstractContextManager[Any],
+    finished: Callable[[Reader], None],
+    read: Read | None = None,
+) -> Answer:
+    """Begin a read on ``reader`` and, with a few rows, end it. ``read`` records it in a transaction's script.
+
+    Raises PEP 249's exceptions, and what binding raises.
+    """
+    raw = reader.connection.cursor()
+    rows: list[Row] = []
+    failure: Exception | None = None
+    if read is not None:
+        clock.enter(read.clock, read.seed)
+    try:
+        try:
+            raw.execute(sql, bindable(parameters))
+        except KeyError:
+            raw.execute(sql, bind(reader, sql, parameters))
+        rows.extend(islice(raw, EAGER))
+    except Exception as error:
+        failure = from_reader(error)
+        if read is not None:
+            read.failed(error)
+        if not rows:
+            raw.close(True)
+            raise failure from error
+    finally:
+        if read is not None:
+            clock.leave()
+    if read is not None:
+        read.add(rows)
+    if len(rows) < EAGER and failure is None:
+        if read is not None:
+            read.complete = True
+        return Answer(reader.columns, rows)
+    stream = Stream(raw, reader, rows, lock=lock, finished=finished, read=read, failure=failure)
+    return Answer(reader.columns, stream=stream)
+
+
+def bind(reader: Reader, sql: str, parameters: Any) -> Any:
+    """Prepare and bind a statement exactly as every node will, without running it; return what it was bound to.
+
+    Of a mapping, only the names that the statement uses are kept. Raises PEP 249's exceptions, and what binding
+    raises.
+    """
+    adapted = adapt_all(parameters)
+    names: tuple[str | None, ...] = ()
+
+    def stop(cursor: apsw.Cursor, _sql: str, _bindings: Any) -> bool:
+        nonlocal names
+        names = cursor.bindings_names
+        return False
+
+    raw = reader.connection.cursor()
+    raw.exec_trace = stop
+    try:
+        while True:
+            try:
+                raw.execute(sql, adapted)
+            except apsw.ExecTraceAbort:
+                break
+            except KeyError as missing:
+                assert isinstance(adapted, dict)
+                adapted[missing.args[0]] = named(parameters, missing.args[0])
+            except Exception as error:
+                raise from_reader(error) from error
+            else:
+                break  # nothing but white space and comments
+    finally:
+        raw.close(True)
+    if isinstance(adapted, dict):
+        return {name: adapted[name] for name in names if name is not None}
+    return adapted or None

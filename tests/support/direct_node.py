@@ -1,0 +1,203 @@
+"""A node without Raft: what is submitted is applied at once, in the caller's thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django_raftsqlite.exceptions import LeaseTimeout, OperationalError, TransactionConflict, Unavailable
+from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.sqlite.entry import (
+    Base,
+    Entry,
+    Item,
+    ItemKind,
+    Outcome,
+    RequestId,
+    Result,
+    Statement,
+    Status,
+    Transaction,
+    encode_entry,
+    encode_transaction,
+)
+from django_raftsqlite.sqlite.errors import StatementError
+from django_raftsqlite.sqlite.machine import StateMachine
+from django_raftsqlite.sqlite.readers import ReaderPool
+from django_raftsqlite.sqlite.scratch import Scratch
+
+SQLITE_CONSTRAINT_FOREIGNKEY = 787
+
+
+class DirectNode:
+    """A state machine, a scratch, and a lock as the write lease: a :class:`~django_raftsqlite.node.api.Node`.
+
+    For testing what stands above a node: every write is applied before the call returns, and everything that
+    fails, fails the same way each time. ``submitted`` holds every transaction that was applied, ``barriers`` counts
+    read barriers. ``fail_next`` (an exception) is raised by the next submit, begin or commit, in place of doing it.
+    ``foreign(sql)`` commits as another node would: without the lease, which a holder then loses.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.submitted: list[Transaction] = []
+        self.barriers = 0
+        self.fail_next: Exception | None = None
+        self._machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
+        self._scratch = Scratch(config.name, config.registrars, durable=config.durable)
+        self.readers = ReaderPool(config.name, config.registrars)
+        self._lease = threading.Lock()
+        self._holder: DirectSession | None = None
+        self._applying = threading.RLock()
+        self._origin = os.urandom(16)
+        self._sequence = 0
+        self._apply(Item(ItemKind.OPEN_ORIGIN, self._origin), solo=False)
+
+    def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
+        self._fail()
+        if not self._lease.acquire(timeout=timeout):
+            raise LeaseTimeout("database is locked")
+        try:
+            return self.apply(Transaction(self._request(), 1, (statement,), pragmas=dict(pragmas), solo=solo))
+        finally:
+            self._lease.release()
+
+    def begin(
+        self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
+    ) -> DirectSession:
+        self._fail()
+        if not self._lease.acquire(blocking=not nowait, timeout=-1 if nowait else timeout):
+            raise LeaseTimeout("database is locked")
+        try:
+            self._holder = DirectSession(self, self._scratch, dict(pragmas))
+        except BaseException:
+            self._lease.release()
+            raise
+        return self._holder
+
+    def read_barrier(self, *, timeout: float) -> None:
+        self._fail()
+        self.barriers += 1
+
+    def status(self) -> dict[str, Any]:
+        return {"node": self.config.address, "role": "leader", "applied_index": self._machine.applied_index}
+
+    def close(self) -> None:
+        self._scratch.close()
+        self._machine.close()
+        self.readers.close()
+
+    # ---- for tests
+
+    @property
+    def base(self) -> Base:
+        return self._machine.base
+
+    @property
+    def leased(self) -> bool:
+        """Whether the write lease is held."""
+        return self._lease.locked()
+
+    def foreign(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Commit one statement from elsewhere; a session that is open is lost."""
+        holder = self._holder
+        if holder is not None:
+            holder.take_away()
+        self.apply(Transaction(self._request(), 1, (Statement(sql, tuple(parameters) or None, 0, 0),)))
+
+    # ---- for the session
+
+    def apply(self, transaction: Transaction) -> Result:
+        """Apply; raises as the node's API says."""
+        self.submitted.append(transaction)
+        solo = transaction.solo or not transaction.pragmas.get("foreign_keys", 1)
+        outcome = self._apply(Item(ItemKind.TRANSACTION, encode_transaction(transaction)), solo=solo)[0][1]
+        return result_of(outcome)
+
+    def commit(self, base: Base, pragmas: Mapping[str, int], statements: Sequence[Statement]) -> None:
+        self._fail()
+        self.apply(Transaction(self._request(), 1, tuple(statements), base=base, pragmas=dict(pragmas)))
+
+    def give_back(self) -> None:
+        self._holder = None
+        self._lease.release()
+
+    def _apply(self, item: Item, *, solo: bool) -> list[tuple[RequestId, Outcome]]:
+        with self._applying:
+            entry = Entry(time.time_ns() // 1_000_000, (item,), solo)
+            return self._machine.apply(self._machine.applied_index + 1, 1, encode_entry(entry))
+
+    def _request(self) -> RequestId:
+        self._sequence += 1
+        return RequestId(self._origin, self._sequence)
+
+    def _fail(self) -> None:
+        error, self.fail_next = self.fail_next, None
+        if error is not None:
+            raise error
+
+
+class DirectSession:
+    """A :class:`~django_raftsqlite.node.api.WriteSession` on the node's scratch."""
+
+    def __init__(self, node: DirectNode, scratch: Scratch, pragmas: dict[str, int]) -> None:
+        self._node = node
+        self._scratch = scratch
+        self._pragmas = pragmas
+        self._over = False
+        self._lost = False
+        self.base = scratch.begin(pragmas)
+
+    def execute(self, statement: Statement) -> Result:
+        if self._over or self._lost:
+            self.rollback()
+            raise TransactionConflict("the write lease was lost")
+        return self._scratch.execute(statement)
+
+    @property
+    def in_transaction(self) -> bool:
+        return not self._over and self._scratch.in_transaction
+
+    def total_changes(self) -> int:
+        return self._scratch.total_changes()
+
+    def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
+        if self._lost:
+            self.rollback()
+            raise TransactionConflict("the write lease was lost")
+        if self._scratch.deferred_violations():
+            raise StatementError(SQLITE_CONSTRAINT_FOREIGNKEY, "FOREIGN KEY constraint failed")
+        self._over = True
+        self._scratch.rollback()
+        try:
+            self._node.commit(self.base, self._pragmas, statements)
+        finally:
+            self._node.give_back()
+
+    def rollback(self) -> None:
+        if not self._over:
+            self._over = True
+            if not self._lost:
+                self._scratch.rollback()
+            self._node.give_back()
+
+    def take_away(self) -> None:
+        """The lease is lost: scratch is rolled back under it, as apply does."""
+        self._lost = True
+        self._scratch.rollback()
+
+
+def result_of(outcome: Outcome) -> Result:
+    """What a decided request gives its author."""
+    if outcome.status is Status.DONE:
+        return outcome.result or Result()
+    if outcome.status is Status.ERROR:
+        raise StatementError(outcome.code, outcome.message)
+    if outcome.status is Status.CONFLICT:
+        raise TransactionConflict("another transaction was committed first")
+    if outcome.status is Status.REPLAY_DIFFERS:
+        raise OperationalError("replay differs")
+    raise Unavailable("refused", "failed")
