@@ -111,10 +111,10 @@ class ProcessNode:
             readers, self._readers = self._readers, None
             if server is not None:
                 server.close()
-            if backend is not None:
-                backend.close()
             if readers is not None:
                 readers.close()
+            if backend is not None:
+                backend.close()
 
     def _open(self) -> Backend:
         folder = self.config.folder

@@ -44,13 +44,7 @@ def receive(sock: socket.socket, deadline: float | None = None) -> Any:
     if length > MAX_MESSAGE:
         raise Closed(f"a message of {length} bytes is beyond the limit of {MAX_MESSAGE}")
     body = _receive_exactly(sock, length, deadline)
-    return msgpack.unpackb(
-        body,
-        raw=False,
-        strict_map_key=False,
-        unicode_errors="surrogatepass",
-        max_buffer_size=MAX_MESSAGE,
-    )
+    return msgpack.unpackb(body, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
 
 
 def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:

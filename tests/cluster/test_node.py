@@ -1,0 +1,434 @@
+"""Nodes of one group, with their real threads, sockets and files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from django_raftsqlite.exceptions import (
+    CommitOutcomeUnknown,
+    DataError,
+    LeaseTimeout,
+    OperationalError,
+    TransactionConflict,
+    Unavailable,
+)
+from django_raftsqlite.node.api import NodeConfig, WriteSession
+from django_raftsqlite.node.registry import ProcessNode, attach_node
+from django_raftsqlite.sqlite.entry import Result, Statement, result_digest
+from django_raftsqlite.sqlite.errors import NodeFault, StatementError
+from tests.support.nodes import Group, eventually, group, read, statement, write
+
+
+@pytest.fixture
+def trio(tmp_path: Path) -> Iterator[Group]:
+    with group(tmp_path, 3) as made:
+        made.leader()
+        write(made.nodes[0], "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        made.settle()
+        yield made
+
+
+def run(session: WriteSession, sql: str, *parameters: Any) -> tuple[Statement, Result]:
+    """Run a statement; it as COMMIT sends it, and its result."""
+    sent = statement(sql, *parameters)
+    result = session.execute(sent)
+    return sent._replace(expect=result_digest(0, result)), result
+
+
+def test_a_write_on_any_node_is_applied_on_all(trio: Group) -> None:
+    for number, node in enumerate(trio.nodes):
+        result = write(node, "INSERT INTO t (x) VALUES (?) RETURNING id, x", number)
+        assert result.rows == [(number + 1, number)] and result.lastrowid == number + 1
+        assert read(node, "SELECT count(*) FROM t") == [(number + 1,)], "own writes are seen at once"
+    trio.settle()
+    for node in trio.nodes:
+        assert read(node, "SELECT x FROM t ORDER BY id") == [(0,), (1,), (2,)]
+
+
+def test_a_statements_own_error_comes_back_from_every_node(trio: Group) -> None:
+    write(trio.nodes[0], "INSERT INTO t VALUES (1, 'a')")
+    for node in trio.nodes:
+        with pytest.raises(StatementError, match="UNIQUE constraint failed: t.id"):
+            write(node, "INSERT INTO t VALUES (1, 'b')")
+    trio.settle()
+
+
+def test_a_transaction_sees_its_own_writes_and_the_others_see_them_after_commit(trio: Group) -> None:
+    node = trio.nodes[trio.follower()]
+    session = node.begin({}, reason="test", timeout=5)
+    sent, _ = run(session, "INSERT INTO t VALUES (7, 'mine')")
+    assert session.execute(statement("SELECT x FROM t")).rows == [("mine",)]
+    assert read(node, "SELECT * FROM t") == []
+    session.commit([sent], timeout=5)
+    assert read(node, "SELECT x FROM t") == [("mine",)]
+    trio.settle()
+
+
+def test_a_rolled_back_transaction_leaves_nothing_and_frees_the_lease(trio: Group) -> None:
+    session = trio.nodes[0].begin({}, reason="test", timeout=5)
+    run(session, "INSERT INTO t VALUES (7, 'mine')")
+    session.rollback()
+    session.rollback()
+    write(trio.nodes[1], "INSERT INTO t VALUES (8, 'other')")
+    trio.settle()
+    assert read(trio.nodes[0], "SELECT id FROM t") == [(8,)]
+
+
+def test_transactions_of_all_nodes_run_one_after_the_other(trio: Group) -> None:
+    """A read-modify-write loop on every node loses no update."""
+    write(trio.nodes[0], "INSERT INTO t VALUES (1, 0)")
+    failures: list[BaseException] = []
+
+    def increment(node: ProcessNode) -> None:
+        try:
+            for _ in range(15):
+                session = node.begin({}, reason="increment", timeout=20)
+                read_, value = run(session, "SELECT x FROM t WHERE id = 1")
+                sent, _ = run(session, "UPDATE t SET x = ? WHERE id = 1", value.rows[0][0] + 1)
+                session.commit([sent], timeout=20)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=increment, args=(node,)) for node in trio.nodes for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    trio.settle()
+    assert read(trio.nodes[0], "SELECT x FROM t") == [(90,)]
+
+
+def test_writes_wait_while_a_transaction_holds_the_lease_and_the_error_names_the_holder(tmp_path: Path) -> None:
+    with group(tmp_path, 3, lease_timeout=None) as trio:
+        write(trio.nodes[0], "CREATE TABLE t (x)")
+        session = trio.nodes[1].begin({}, reason="UPDATE the_holders_statement", timeout=5)
+        with pytest.raises(LeaseTimeout, match=r"database is locked.*the_holders_statement"):
+            write(trio.nodes[2], "INSERT INTO t VALUES (1)", timeout=0.4)
+        with pytest.raises(LeaseTimeout, match="NOWAIT"):
+            trio.nodes[0].begin({}, reason="nowait", timeout=5, nowait=True)
+        with pytest.raises(LeaseTimeout, match="database is locked"):
+            trio.nodes[0].begin({}, reason="waits", timeout=0.4)
+        session.rollback()
+        write(trio.nodes[2], "INSERT INTO t VALUES (2)")
+        trio.settle()
+        assert read(trio.nodes[0], "SELECT x FROM t") == [(2,)], "what was refused is never applied"
+
+
+def test_an_idle_holder_loses_the_lease_while_others_wait_and_its_application_is_told(tmp_path: Path) -> None:
+    with group(tmp_path, 3, lease_timeout=0.2) as trio:
+        write(trio.nodes[0], "CREATE TABLE t (x)")
+        session = trio.nodes[1].begin({}, reason="idle", timeout=5)
+        sent, _ = run(session, "INSERT INTO t VALUES ('lost')")
+        write(trio.nodes[2], "INSERT INTO t VALUES ('kept')")
+        with pytest.raises(TransactionConflict, match="retried"):
+            session.commit([sent], timeout=5)
+        trio.settle()
+        assert read(trio.nodes[1], "SELECT x FROM t") == [("kept",)]
+
+
+def test_a_long_statement_on_scratch_does_not_hold_up_apply(tmp_path: Path) -> None:
+    """Its lease is taken away (here: by the leader's closing) and the statement is interrupted."""
+    with group(tmp_path, 3, lease_timeout=0.2) as trio:
+        write(trio.nodes[0], "CREATE TABLE t (x)")
+        trio.settle()
+        leader = trio.leader()
+        victim = trio.nodes[(leader + 1) % 3]
+        other = trio.nodes[(leader + 2) % 3]
+        session = victim.begin({}, reason="long", timeout=5)
+        raised: list[BaseException] = []
+
+        def forever() -> None:
+            endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT max(n) FROM c"
+            try:
+                session.execute(statement(endless))
+            except TransactionConflict as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=forever)
+        thread.start()
+        trio.nodes[leader].close()
+        write(other, "INSERT INTO t VALUES ('after')", timeout=20)
+        thread.join(20)
+        assert len(raised) == 1
+        eventually(lambda: read(victim, "SELECT x FROM t") == [("after",)], "the victim applies the others' write")
+
+
+def test_a_transaction_whose_base_is_gone_is_refused_by_apply(trio: Group) -> None:
+    """Whatever the lease says: here it is given back while the transaction believes to hold it."""
+    follower = trio.follower()
+    host = trio.host(follower)
+    session = host.begin({}, reason="test", timeout=5)
+    sent, _ = run(session, "INSERT INTO t VALUES (1, 'stale')")
+    host.release(session._occupant.claim)
+    base = session.base
+    write(trio.nodes[trio.leader()], "INSERT INTO t VALUES (2, 'newer')")
+    with pytest.raises(TransactionConflict):
+        host.commit(b"x" * 16, base, {}, [sent], timeout=5)
+    trio.settle()
+    assert read(trio.nodes[0], "SELECT id FROM t") == [(2,)]
+
+
+def test_acknowledged_writes_survive_a_change_of_leader_exactly_once(trio: Group) -> None:
+    acknowledged: list[int] = []
+    unknown: list[int] = []
+    stop = threading.Event()
+    numbers = iter(range(10**6))
+
+    def writer(node: ProcessNode) -> None:
+        while not stop.is_set():
+            number = next(numbers)
+            try:
+                write(node, "INSERT INTO t (x) VALUES (?)", number, timeout=10)
+            except (Unavailable, LeaseTimeout):
+                continue
+            except CommitOutcomeUnknown:
+                unknown.append(number)
+            else:
+                acknowledged.append(number)
+
+    leader = trio.leader()
+    survivors = [node for number, node in enumerate(trio.nodes) if number != leader]
+    threads = [threading.Thread(target=writer, args=(node,)) for node in survivors for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(acknowledged) > 50, "writes before")
+    trio.nodes[leader].close()
+    before = len(acknowledged)
+    eventually(lambda: len(acknowledged) > before + 50, "writes after the leader has gone")
+    trio.restart(leader)
+    again = len(acknowledged)
+    eventually(lambda: len(acknowledged) > again + 50, "writes after it is back")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    trio.settle()
+    for node in trio.nodes:
+        found = [x for (x,) in read(node, "SELECT x FROM t")]
+        assert len(found) == len(set(found)), "applied twice"
+        assert set(acknowledged) <= set(found) <= set(acknowledged) | set(unknown)
+
+
+def test_without_a_quorum_writes_and_leader_reads_say_so_and_local_reads_go_on(trio: Group) -> None:
+    write(trio.nodes[0], "INSERT INTO t VALUES (1, 'a')")
+    trio.settle()
+    survivor = trio.nodes[0]
+    trio.nodes[1].close()
+    trio.nodes[2].close()
+    eventually(lambda: not survivor.status()["leader_reachable"], "the survivor knows that it has no leader")
+    with pytest.raises(Unavailable, match="no quorum") as caught:
+        write(survivor, "INSERT INTO t VALUES (2, 'b')", timeout=0.3)
+    assert caught.value.reason == "no quorum"
+    with pytest.raises(Unavailable, match="no quorum"):
+        survivor.read_barrier(timeout=0.3)
+    with pytest.raises(Unavailable, match="no quorum"):
+        survivor.begin({}, reason="x", timeout=0.3)
+    assert read(survivor, "SELECT x FROM t") == [("a",)]
+
+
+def test_a_leader_read_on_a_follower_sees_what_was_acknowledged_anywhere(trio: Group) -> None:
+    follower, other = trio.follower(), trio.leader()
+    for number in range(30):
+        write(trio.nodes[other], "INSERT INTO t (x) VALUES (?)", number)
+        trio.nodes[follower].read_barrier(timeout=5)
+        assert read(trio.nodes[follower], "SELECT max(x) FROM t") == [(number,)]
+
+
+def test_a_group_of_one_elects_itself_at_once_and_finds_its_data_again(tmp_path: Path) -> None:
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    node = ProcessNode(config)
+    write(node, "CREATE TABLE t (x)")
+    write(node, "INSERT INTO t VALUES (1)")
+    digest = node.status()["digest"]
+    node.close()
+    again = ProcessNode(config)
+    try:
+        eventually(lambda: again.status()["role"] == "leader", "it leads itself")
+        assert read(again, "SELECT x FROM t") == [(1,)]
+        assert again.status()["version"] == 2 and digest
+        write(again, "INSERT INTO t VALUES (2)")
+    finally:
+        again.close()
+
+
+def test_a_node_that_cannot_apply_fails_alone_and_says_why(trio: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = trio.follower()
+    host = trio.host(victim)
+    others = [node for number, node in enumerate(trio.nodes) if number != victim]
+
+    def broken(*_: object) -> None:
+        raise NodeFault("disk I/O error (injected)")
+
+    monkeypatch.setattr(host._machine, "apply", broken)
+    write(others[0], "INSERT INTO t VALUES (1, 'a')")
+    eventually(lambda: host.failed, "the node notices")
+    status = trio.nodes[victim].status()
+    assert status["role"] == "failed" and "injected" in status["reason"]
+    with pytest.raises(Unavailable, match="injected") as caught:
+        write(trio.nodes[victim], "INSERT INTO t VALUES (2, 'b')")
+    assert caught.value.reason == "failed"
+    assert read(trio.nodes[victim], "SELECT * FROM t") == [], "local reads go on"
+    write(others[1], "INSERT INTO t VALUES (3, 'c')")
+    monkeypatch.undo()
+    trio.nodes[victim].close()
+    trio.restart(victim)
+    trio.settle()
+    assert read(trio.nodes[victim], "SELECT id FROM t") == [(1,), (3,)]
+
+
+def test_a_transaction_that_is_too_big_is_refused_by_its_author(trio: Group) -> None:
+    with pytest.raises(DataError, match="beyond the limit"):
+        write(trio.nodes[0], "INSERT INTO t (x) VALUES (?)", b"x" * 20_000_000)
+    write(trio.nodes[0], "INSERT INTO t (x) VALUES (1)")
+
+
+@pytest.fixture
+def hosted(tmp_path: Path) -> Iterator[ProcessNode]:
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    node = ProcessNode(config)
+    write(node, "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    yield node
+    node.close()
+
+
+def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host(hosted: ProcessNode) -> None:
+    guest = attach_node(hosted.config)
+    assert guest is not None
+    try:
+        assert write(guest, "INSERT INTO t (x) VALUES (?) RETURNING id", "é\x00").rows == [(1,)]
+        with pytest.raises(StatementError, match="UNIQUE"):
+            write(guest, "INSERT INTO t VALUES (1, 'again')")
+        session = guest.begin({}, reason="attached", timeout=5)
+        sent, result = run(session, "UPDATE t SET x = ? RETURNING x", b"\x01")
+        assert result.rows == [(b"\x01",)] and session.total_changes() == 1 and session.in_transaction
+        with pytest.raises(StatementError, match="no such table"):
+            run(session, "SELECT * FROM nowhere")
+        session.commit([sent], timeout=5)
+        guest.read_barrier(timeout=5)
+        assert read(hosted, "SELECT x FROM t") == [(b"\x01",)]
+        status = guest.status()
+        assert status["host"]["pid"] == os.getpid() == guest.host_pid
+        assert hosted.status()["host"]["attached"] == [os.getpid()]
+    finally:
+        guest.close()
+
+
+def test_an_open_deferred_foreign_key_leaves_an_attached_transaction_open(hosted: ProcessNode) -> None:
+    write(hosted, "CREATE TABLE c (p REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)")
+    guest = attach_node(hosted.config)
+    assert guest is not None
+    try:
+        session = guest.begin({}, reason="fk", timeout=5)
+        child, _ = run(session, "INSERT INTO c VALUES (1)")
+        with pytest.raises(StatementError, match="FOREIGN KEY"):
+            session.commit([child], timeout=5)
+        assert session.in_transaction
+        parent, _ = run(session, "INSERT INTO t VALUES (1, NULL)")
+        session.commit([child, parent], timeout=5)
+        assert read(hosted, "SELECT p FROM c") == [(1,)]
+    finally:
+        guest.close()
+
+
+def test_a_guest_that_ends_in_the_middle_of_a_transaction_holds_nothing(hosted: ProcessNode) -> None:
+    guest = attach_node(hosted.config)
+    assert guest is not None
+    session = guest.begin({}, reason="dies", timeout=5)
+    run(session, "INSERT INTO t VALUES (5, 'lost')")
+    assert session._socket is not None
+    session._socket.close()
+    write(hosted, "INSERT INTO t VALUES (6, 'kept')", timeout=5)
+    assert read(hosted, "SELECT id FROM t") == [(6,)]
+    guest.close()
+
+
+def test_a_guest_is_told_clearly_that_its_host_has_gone_and_then_hosts_itself(tmp_path: Path) -> None:
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    host = ProcessNode(config)
+    write(host, "CREATE TABLE t (x)")
+    guest = ProcessNode(config)
+    attached = attach_node(config)
+    assert attached is not None
+    guest._backend = attached  # record locks do not keep a process from itself
+    session = guest.begin({}, reason="x", timeout=5)
+    host.close()
+    with pytest.raises(OperationalError, match="hosts the node"):
+        session.execute(statement("SELECT 1"))
+    session.rollback()
+    try:
+        write(guest, "INSERT INTO t VALUES (1)")
+        assert guest.hosting
+    finally:
+        guest.close()
+
+
+def test_with_host_false_and_no_host_the_error_says_what_to_do(tmp_path: Path) -> None:
+    config = NodeConfig(
+        name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",), host=False, timeout=0.2
+    )
+    node = ProcessNode(config)
+    with pytest.raises(OperationalError, match="raft node"):
+        write(node, "CREATE TABLE t (x)")
+    node.close()
+
+
+def test_the_socket_works_where_its_path_is_too_long_for_an_address(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    config = NodeConfig(name=deep / "one.sqlite3", address="localhost", peers=("localhost",))
+    node = ProcessNode(config)
+    node.backend()
+    guest = attach_node(config)
+    assert guest is not None
+    guest.close()
+    node.close()
+
+
+def test_files_and_socket_have_the_mode_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",), mode=0o660)
+        node = ProcessNode(config)
+        write(node, "CREATE TABLE t (x)")
+    finally:
+        os.umask(before)
+    try:
+        files = [config.name, Path(f"{config.name}-wal"), *config.folder.iterdir()]
+        modes = {path.name: oct(path.stat().st_mode & 0o777) for path in files}
+        assert set(modes.values()) == {"0o660"}, modes
+        assert config.folder.stat().st_mode & 0o777 == 0o770
+    finally:
+        node.close()
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_the_node(tmp_path: Path) -> None:
+    with group(tmp_path, 3) as trio:
+        config = NodeConfig(name=tmp_path / "other.sqlite3", address=trio.peers[0], peers=trio.peers, secret="s" * 16)
+        node = ProcessNode(config)
+        with pytest.raises(OperationalError, match=trio.peers[0]):
+            node.backend()
+        node.close()
+
+
+def test_other_peers_than_the_stored_ones_are_refused(tmp_path: Path) -> None:
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    node = ProcessNode(config)
+    node.backend()
+    node.close()
+    changed = NodeConfig(name=config.name, address="elsewhere", peers=("elsewhere",))
+    other = ProcessNode(changed)
+    with pytest.raises(OperationalError, match="other members"):
+        other.backend()
+    other.close()
+
+
+def test_closing_leaves_no_thread(tmp_path: Path) -> None:
+    with group(tmp_path, 3) as trio:
+        trio.leader()
+    eventually(lambda: not [t for t in threading.enumerate() if "raftsqlite" in t.name], "all threads have ended")
