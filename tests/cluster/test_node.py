@@ -54,7 +54,7 @@ def test_a_write_on_any_node_is_applied_on_all(trio: Group) -> None:
 def test_a_statements_own_error_comes_back_from_every_node(trio: Group) -> None:
     write(trio.nodes[0], "INSERT INTO t VALUES (1, 'a')")
     for node in trio.nodes:
-        with pytest.raises(StatementError, match="UNIQUE constraint failed: t.id"):
+        with pytest.raises(StatementError, match=r"UNIQUE constraint failed: t\.id"):
             write(node, "INSERT INTO t VALUES (1, 'b')")
     trio.settle()
 
@@ -89,7 +89,7 @@ def test_transactions_of_all_nodes_run_one_after_the_other(trio: Group) -> None:
         try:
             for _ in range(15):
                 session = node.begin({}, reason="increment", timeout=20)
-                read_, value = run(session, "SELECT x FROM t WHERE id = 1")
+                _, value = run(session, "SELECT x FROM t WHERE id = 1")
                 sent, _ = run(session, "UPDATE t SET x = ? WHERE id = 1", value.rows[0][0] + 1)
                 session.commit([sent], timeout=20)
         except BaseException as error:
