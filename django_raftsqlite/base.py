@@ -100,7 +100,7 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
 
     def is_usable(self) -> bool:
         """A connection outlives every error of the group; only a closed or inherited one is of no use."""
-        return not self.connection.closed and self._connected_in == os.getpid()
+        return self.connection.unusable is None
 
     def is_in_memory_db(self) -> bool:
         return False

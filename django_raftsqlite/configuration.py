@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +49,8 @@ ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
 
 # A key of our own in a settings dictionary; Django's copies of it (threads, test workers) carry it along.
 TEST = "_RAFTSQLITE_TEST"
+
+_DEFAULT: dict[str, Any] = {field.name: field.default for field in fields(NodeConfig)}
 
 LOCALHOST = "localhost"
 """The address of a node that names none: a group of one, which opens no port."""
@@ -130,9 +132,9 @@ class _Reader:
             peers=peers,
             secret=secret,
             tls=tls,
-            timeout=self._seconds("timeout", NodeConfig.timeout),
-            election_timeout=self._seconds("election_timeout", NodeConfig.election_timeout, *ELECTION_TIMEOUT_RANGE),
-            lease_timeout=None if testing else NodeConfig.lease_timeout,
+            timeout=self._seconds("timeout", _DEFAULT["timeout"]),
+            election_timeout=self._seconds("election_timeout", _DEFAULT["election_timeout"], *ELECTION_TIMEOUT_RANGE),
+            lease_timeout=None if testing else _DEFAULT["lease_timeout"],
             mode=self._mode(),
             host=True if testing else self._host(),
             durable=not testing,
@@ -338,7 +340,7 @@ class _Reader:
     def _mode(self) -> int:
         value = self._option("mode")
         if value is None:
-            return NodeConfig.mode
+            return _DEFAULT["mode"]
         mode: int | None = None
         if isinstance(value, str):
             digits = value.removeprefix("0o")
@@ -356,13 +358,13 @@ class _Reader:
                 f"is {shown}: not a file mode that lets the owner read and write.",
                 'Write an octal number or text, such as 0o600 or "0600" (one user) or "0660" (a group).',
             )
-            return NodeConfig.mode
+            return _DEFAULT["mode"]
         return mode
 
     def _host(self) -> bool:
         value = self._option("host")
         if value is None:
-            return NodeConfig.host
+            return _DEFAULT["host"]
         if not isinstance(value, bool):
             self._problem(
                 "E005",
@@ -370,7 +372,7 @@ class _Reader:
                 f"is {value!r}.",
                 "Write True (this process may host the node) or False (it only attaches to one that does).",
             )
-            return NodeConfig.host
+            return _DEFAULT["host"]
         return value
 
     def _registrars(self) -> tuple[Registrar, ...]:

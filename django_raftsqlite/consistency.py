@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
+from django.utils.connection import ConnectionDoesNotExist
+
 Level = Literal["local", "leader"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
@@ -34,8 +36,9 @@ class reads:
     *runs*: a QuerySet made inside the block and evaluated after it is read at the level outside. A transaction
     keeps the level it began with.
 
-    Raises ValueError for an unknown level, and at the block's start django.db.ConnectionDoesNotExist for an alias
-    that is not in ``DATABASES``. One instance may be entered any number of times, also by several threads at once.
+    Raises ValueError for an unknown level, and when the block starts ConnectionDoesNotExist (django.utils.connection)
+    for an alias that is not in ``DATABASES``. One instance may be entered any number of times, also by several
+    threads at once.
     """
 
     def __init__(self, level: Level, *, using: str | None = None) -> None:
@@ -101,7 +104,7 @@ def level_for(alias: str, default: Level) -> Level:
 
 
 def _require_alias(alias: str) -> None:
-    from django.db import ConnectionDoesNotExist, connections  # noqa: PLC0415 - this module needs no settings
+    from django.db import connections  # noqa: PLC0415 - this module needs no settings
 
     if alias not in connections.settings:
         raise ConnectionDoesNotExist(

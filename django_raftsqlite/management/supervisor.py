@@ -6,6 +6,7 @@ import os
 import selectors
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Supervisor:
     A program that ends is started again after a delay that doubles (0.5 s up to 8 s) while it ends early. A new
     leader is announced. :meth:`roll` restarts one program after the other, the leader's last, each only when the
     one before is back, so that a group of three never has two nodes away on account of this.
-    When ``afterwards`` is given, that program is run once, as soon as there is a leader.
+    The programs in ``afterwards`` are run once, one after the other, as soon as there is a leader; when one fails,
+    those after it are not run.
 
     :meth:`run` owns everything, in one thread, which must be the main thread or outlive the children.
     :meth:`stop` and :meth:`roll` may be called by signal handlers and other threads. ``probe`` is called by a
@@ -55,13 +57,13 @@ class Supervisor:
         show: Callable[[str, str], None],
         announce: Callable[[str], None],
         restart: bool = True,
-        afterwards: Program | None = None,
+        afterwards: Sequence[Program] = (),
         poll: float = 0.2,
     ) -> None:
         self._programs = {program.name: program for program in programs}
         self._show, self._announce = show, announce
         self._restart = restart
-        self._afterwards = afterwards
+        self._afterwards = deque(afterwards)
         self._watch = _Watch(list(self._programs), probe, poll)
         self._poll = poll
         self._selector = selectors.DefaultSelector()
@@ -152,8 +154,7 @@ class Supervisor:
             self._selector.unregister(child.output)
         child.close()
         if name not in self._programs:
-            if status:
-                self._announce(f"{name} {describe_exit(status)}")
+            self._go_on_after(name, status)
             return
         if child.stopping:
             return
@@ -173,13 +174,24 @@ class Supervisor:
             return
         term, leader = max(known)
         assert leader is not None
+        first = self._leader is None
         if self._leader is not None and term <= self._leader[1]:
             return
         self._leader = (leader, term)
         self._announce(f"{leader} is the leader (term {term})")
-        if self._afterwards is not None:
-            self._start(self._afterwards)
-            self._afterwards = None
+        if first:
+            self._start_next_afterwards()
+
+    def _start_next_afterwards(self) -> None:
+        if self._afterwards and not self._stops:
+            self._start(self._afterwards.popleft())
+
+    def _go_on_after(self, name: str, status: int) -> None:
+        if status == 0:
+            self._start_next_afterwards()
+        elif not self._stops:
+            self._afterwards.clear()
+            self._announce(f"{name} {describe_exit(status)}")
 
     def _advance_roll(self, now: float) -> None:
         roll = self._roll

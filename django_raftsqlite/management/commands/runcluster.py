@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shlex
 import signal
 import socket
 import sys
@@ -55,6 +56,13 @@ class Command(BaseCommand):
         parser.add_argument("--raft-port", type=int, default=7100, help="first node's Raft address (default: 7100)")
         parser.add_argument("--dir", type=Path, default=Path(".raftsqlite"), help="data (default: .raftsqlite)")
         parser.add_argument("--migrate", action="store_true", help="run migrate once, when there is a leader")
+        parser.add_argument(
+            "--run",
+            action="append",
+            default=[],
+            metavar="COMMAND",
+            help='run a management command once, after --migrate, such as --run "loaddata shop"; may be repeated',
+        )
         parser.add_argument("--noreload", action="store_true", help="do not restart the nodes when code changes")
         parser.add_argument("--no-restart", action="store_true", help="do not restart a node that ends")
 
@@ -87,7 +95,7 @@ class Command(BaseCommand):
             show=self._show,
             announce=self._announce,
             restart=not options["no_restart"],
-            afterwards=self._migration(nodes[0], aliases) if options["migrate"] else None,
+            afterwards=self._afterwards(nodes[0], aliases if options["migrate"] else [], options["run"]),
         )
         self._print_addresses(nodes)
         watch = None if options["noreload"] else FileWatch(lambda path: self._changed(path, supervisor))
@@ -118,13 +126,12 @@ class Command(BaseCommand):
         colour = ("--force-color",) if self._colour else ("--no-color",)
         return Program(node.name, (*_manage(), *arguments, *colour), environment)
 
-    def _migration(self, node: PlannedNode, aliases: list[str]) -> Program:
-        # Every alias in turn; the first node's environment makes it a guest of the first node.
-        script = "from django.core.management import execute_from_command_line as run\n" + "".join(
-            f"run(['manage.py', 'migrate', '--database', {alias!r}])\n" for alias in aliases
-        )
-        program = self._program(node, "shell", "--command", script)
-        return Program("migrate", program.arguments, program.environment)
+    def _afterwards(self, node: PlannedNode, migrated: list[str], commands: list[str]) -> list[Program]:
+        # The node's environment makes them its guests: it is hosted already.
+        lines = [["migrate", "--database", alias] for alias in migrated]
+        lines += [shlex.split(command) for command in commands]
+        programs = [self._program(node, *line) for line in lines]
+        return [dataclasses.replace(program, name=line[0]) for program, line in zip(programs, lines, strict=True)]
 
     def _probe(self, name: str) -> Report | None:
         asked = time.monotonic()

@@ -1,0 +1,333 @@
+"""Settings: what is right becomes a NodeConfig, what is wrong an error that says where, what and what instead."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from django_raftsqlite.configuration import LOCALHOST, TEST, configure, find_problems
+from django_raftsqlite.environment import environment_variable, merge_environment
+from django_raftsqlite.functions import register_django_functions
+from django_raftsqlite.node.api import NodeConfig, TLSFiles
+
+PEERS = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]
+SECRET = "a secret of some length"
+
+
+def not_callable_here() -> None:
+    """Named by a test as a callable of this module."""
+
+
+NOT_CALLABLE = 3
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Any:
+    """Makes ``DATABASES["default"]`` as Django completes it; keyword arguments are its OPTIONS."""
+
+    def make(**options: Any) -> dict[str, Any]:
+        return {"ENGINE": "django_raftsqlite", "NAME": tmp_path / "db.sqlite3", "OPTIONS": options, "TEST": {}}
+
+    return make
+
+
+def group(**options: Any) -> dict[str, Any]:
+    return {"node": PEERS[0], "peers": PEERS, "secret": SECRET, **options}
+
+
+def message_of(settings_dict: dict[str, Any], alias: str = "default") -> str:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        configure(alias, settings_dict)
+    return str(caught.value)
+
+
+def test_empty_options_are_a_group_of_one_that_opens_no_port(settings: Any, tmp_path: Path) -> None:
+    configuration = configure("default", settings())
+    assert configuration.node == NodeConfig(
+        name=tmp_path / "db.sqlite3", address=LOCALHOST, peers=(LOCALHOST,), registrars=(register_django_functions,)
+    )
+    assert (configuration.reads, configuration.transaction_mode, configuration.init_commands) == ("local", None, ())
+
+
+def test_every_option_reaches_the_node(settings: Any) -> None:
+    configuration = configure(
+        "default",
+        settings(
+            **group(
+                timeout=2,
+                election_timeout=0.8,
+                mode="0660",
+                host=False,
+                reads="leader",
+                transaction_mode="immediate",
+                init_command=" PRAGMA cache_size=-20000; ; PRAGMA mmap_size=0;",
+                functions=f"{__name__}.not_callable_here",
+            )
+        ),
+    )
+    node = configuration.node
+    assert (node.address, node.peers, node.secret) == (PEERS[0], tuple(PEERS), SECRET)
+    assert (node.timeout, node.election_timeout, node.mode, node.host) == (2.0, 0.8, 0o660, False)
+    assert node.registrars == (register_django_functions, not_callable_here)
+    assert configuration.reads == "leader"
+    assert configuration.transaction_mode == "IMMEDIATE"
+    assert configuration.init_commands == ("PRAGMA cache_size=-20000", "PRAGMA mmap_size=0")
+
+
+def test_none_is_the_default_of_every_option(settings: Any) -> None:
+    names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
+    names += ["election_timeout", "mode", "host"]
+    assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
+
+
+def test_a_name_may_be_text_and_becomes_absolute(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert configure("default", {**settings(), "NAME": "db.sqlite3"}).node.name == tmp_path / "db.sqlite3"
+
+
+@pytest.mark.parametrize("mode", [0o600, "0600", "600", "0o600"])
+def test_a_mode_may_be_written_as_number_or_octal_text(settings: Any, mode: object) -> None:
+    assert configure("default", settings(mode=mode)).node.mode == 0o600
+
+
+@pytest.mark.parametrize("peers", [PEERS, ["localhost:7101", "[::1]:7102", "127.8.0.1:7103"]])
+def test_a_secret_is_enough_between_loopback_addresses(settings: Any, peers: list[str]) -> None:
+    assert configure("default", settings(node=peers[0], peers=peers, secret=SECRET)).node.tls is None
+
+
+def test_tls_is_enough_between_any_addresses(settings: Any, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.pem" for name in ("certificate", "key", "authority")}
+    for path in files.values():
+        path.touch()
+    peers = ["node1.example:7101", "10.0.0.2:7101", "[2001:db8::1]:7101"]
+    node = configure("default", settings(node=peers[0], peers=peers, tls=files)).node
+    assert node.tls == TLSFiles(**files)
+    assert node.secret is None
+
+
+def test_a_single_peer_needs_no_secret(settings: Any) -> None:
+    node = configure("default", settings(node="node1.example:7101", peers=["node1.example:7101"])).node
+    assert node.peers == ("node1.example:7101",)
+
+
+OPTION = 'DATABASES["default"]["OPTIONS"]'
+
+WRONG_OPTIONS = [
+    # options, where, what was found, what to write
+    ({"nodes": 1}, '["nodes"]', "is not an option of this backend", "Did you mean 'node'?"),
+    ({"zzz": 1}, '["zzz"]', "is not an option of this backend", "Write one of node, peers, secret"),
+    ({"check_same_thread": False}, '["check_same_thread"]', "is not an option", "belongs to the sqlite3 module"),
+    ({"peers": PEERS}, '["node"]', 'is missing, although "peers" is given', "which of the peers this process is"),
+    ({"node": "127.0.0.1"}, '["node"]', "'127.0.0.1': it has no port", 'Write "host:port"'),
+    ({"node": "127.0.0.1:"}, '["node"]', "it has no port", 'Write "host:port"'),
+    ({"node": ":7101"}, '["node"]', "it has no host", 'Write "host:port"'),
+    ({"node": "127.0.0.1:0"}, '["node"]', "'0' is not a port", "from 1 to 65535"),
+    ({"node": "127.0.0.1:65536"}, '["node"]', "'65536' is not a port", "from 1 to 65535"),
+    ({"node": "127.0.0.1:-1"}, '["node"]', "'-1' is not a port", "from 1 to 65535"),
+    ({"node": "::1:7101"}, '["node"]', "an IPv6 host is written in brackets", 'Write "host:port"'),
+    ({"node": "[::x]:7101"}, '["node"]', "'::x' is not an IPv6 address", 'Write "host:port"'),
+    ({"node": "a b:7101"}, '["node"]', "'a b' is not a host name", 'Write "host:port"'),
+    ({"node": 7101}, '["node"]', "is 7101: is not a string", 'Write "host:port"'),
+    (group(peers="127.0.0.1:7101"), '["peers"]', "is a string", "Write a list of all voting members"),
+    (group(peers=[]), '["peers"]', "is empty", "leave it out for a group of one"),
+    (group(peers=[*PEERS, "x"]), '["peers"]', "has the member 'x': it has no port", 'Write "host:port"'),
+    (group(peers=[*PEERS, PEERS[1]]), '["peers"]', f"names {PEERS[1]!r} more than once", "each member once"),
+    (group(node="127.0.0.1:7109"), '["node"]', "'127.0.0.1:7109', which is not one of the peers", "exactly as it"),
+    (group(secret=None), '["secret"]', 'is missing, and so is "tls"', 'Write "secret"'),
+    (group(secret="short"), '["secret"]', "has 5 characters; at least 16", "token_hex(32)"),
+    (group(secret=17), '["secret"]', "is an integer", "token_hex(32)"),
+    (
+        group(node="10.0.0.1:7101", peers=["10.0.0.1:7101", "127.0.0.1:7102"]),
+        '["tls"]',
+        "is missing, and the member '10.0.0.1:7101' is not on a loopback address",
+        '"authority": path}',
+    ),
+    (
+        group(node="localhost:1", peers=["localhost:1", "db.example:1"]),
+        '["tls"]',
+        "the member 'db.example:1' is not on a loopback address",
+        "such as",
+    ),
+    (group(tls="cert.pem"), '["tls"]', "is a string", '{"certificate": path'),
+    (group(tls={}), '["tls"]["certificate"]', "is missing", '{"certificate": path'),
+    (group(tls={"certificate": 1}), '["tls"]["certificate"]', "is an integer", '{"certificate": path'),
+    (group(tls={"certificate": "/no/such.pem"}), '["tls"]["certificate"]', "there is no such file", "a PEM file"),
+    (group(tls={"certificat": "x"}), '["tls"]', "has the unknown key 'certificat'", "Did you mean 'certificate'?"),
+    ({"reads": "leadr"}, '["reads"]', "is 'leadr'", 'Did you mean \'leader\'? Write one of "local", "leader"'),
+    ({"reads": 1}, '["reads"]', "is 1", 'Write one of "local", "leader"'),
+    ({"timeout": 0}, '["timeout"]', "is 0, which is out of range", "a number of seconds above 0, such as 5"),
+    ({"timeout": -1}, '["timeout"]', "is -1, which is out of range", "above 0"),
+    ({"timeout": "5"}, '["timeout"]', "is '5'", "above 0"),
+    ({"timeout": True}, '["timeout"]', "is True", "above 0"),
+    ({"timeout": float("inf")}, '["timeout"]', "is inf", "above 0"),
+    ({"timeout": float("nan")}, '["timeout"]', "is nan", "above 0"),
+    ({"election_timeout": 0.01}, '["election_timeout"]', "out of range", "from 0.05 to 60, such as 0.4"),
+    ({"election_timeout": 61}, '["election_timeout"]', "is 61, which is out of range", "from 0.05 to 60"),
+    ({"transaction_mode": "IMEDIATE"}, '["transaction_mode"]', "is 'IMEDIATE'", "Did you mean 'IMMEDIATE'?"),
+    ({"transaction_mode": 1}, '["transaction_mode"]', "is 1", "or None"),
+    ({"init_command": ["PRAGMA a"]}, '["init_command"]', "is a list", "separated by"),
+    ({"functions": 3}, '["functions"]', "a int is not a dotted path", "dotted path of a callable"),
+    ({"functions": "no.such.module"}, '["functions"]', "it cannot be imported (No module named 'no')", "dotted path"),
+    ({"functions": "plain"}, '["functions"]', "it cannot be imported", "dotted path of a callable"),
+    ({"functions": f"{__name__}.NOT_CALLABLE"}, '["functions"]', "an int", "dotted path of a callable"),
+    ({"mode": 600}, '["mode"]', "is 600 (0o1130)", '0o600 or "0600"'),
+    ({"mode": 0o400}, '["mode"]', "is 256 (0o400)", "lets the owner read and write"),
+    ({"mode": 0o700}, '["mode"]', "(0o700)", "an octal number"),
+    ({"mode": "rw"}, '["mode"]', "is 'rw'", "an octal number"),
+    ({"mode": True}, '["mode"]', "is True", "an octal number"),
+    ({"host": "no"}, '["host"]', "is 'no'", "Write True (this process may host the node) or False"),
+]
+
+
+@pytest.mark.parametrize(("options", "where", "found", "advice"), WRONG_OPTIONS)
+def test_a_wrong_option_is_named_with_its_path_what_was_found_and_what_to_write(
+    settings: Any, options: dict[str, Any], where: str, found: str, advice: str
+) -> None:
+    message = message_of(settings(**options))
+    if "NOT_CALLABLE" in str(options):
+        found = "it is a int, which cannot be called"
+    assert message.startswith(OPTION + where + " ")
+    assert found in message
+    assert advice in message
+
+
+WRONG_NAMES = [
+    ("", "is empty"),
+    (None, "is empty"),
+    (5, "is an integer"),
+    (":memory:", "a database in memory cannot be replicated or recovered"),
+    ("file::memory:?mode=memory", "a database in memory cannot be replicated or recovered"),
+    ("file:db.sqlite3?mode=ro", "URIs are not supported"),
+    (os.sep, "which is a folder"),
+    ("/no/such/folder/db.sqlite3", "the folder '/no/such/folder' does not exist"),
+]
+
+
+@pytest.mark.parametrize(("name", "found"), WRONG_NAMES)
+def test_a_wrong_name_is_named_with_what_to_write(settings: Any, name: object, found: str) -> None:
+    message = message_of({**settings(), "NAME": name})
+    assert message.startswith('DATABASES["default"]["NAME"] ')
+    assert found in message
+    assert re.search("Write|write", message)
+
+
+def test_an_option_outside_options_is_sent_to_its_place(settings: Any) -> None:
+    message = message_of({**settings(), "peers": PEERS})
+    assert message == (
+        'DATABASES["default"]["peers"] is in the wrong place. Write it as DATABASES["default"]["OPTIONS"]["peers"].'
+    )
+
+
+def test_messages_name_the_alias(settings: Any) -> None:
+    assert message_of(settings(host=1), "replica").startswith('DATABASES["replica"]["OPTIONS"]["host"] ')
+
+
+def test_a_key_that_may_not_be_read_is_named(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    paths = {name: str(tmp_path / name) for name in ("certificate", "key", "authority")}
+    for path in paths.values():
+        Path(path).touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "key")
+    message = message_of(settings(**group(tls=paths)))
+    assert message.startswith('DATABASES["default"]["OPTIONS"]["tls"]["key"] ')
+    assert f"(uid {os.getuid()}) may not read" in message
+
+
+def test_no_message_tells_the_secret(settings: Any) -> None:
+    """Neither of a wrong value nor of a wrong neighbour."""
+    for options in (group(secret="hidden5"), group(secret=["hidden5" * 9]), group(secret="hidden5" * 9, host=3)):
+        assert all("hidden5" not in str(problem) for problem in find_problems("default", settings(**options)))
+
+
+def test_all_problems_are_found_at_once(settings: Any) -> None:
+    problems = find_problems("default", {**settings(host=3, mode="x", reads="y", nodes=1), "NAME": ""})
+    assert sorted(problem.id for problem in problems) == ["E001", "E002", "E005", "E005", "E007"]
+    assert find_problems("default", settings()) == []
+
+
+def test_a_test_database_is_a_group_of_one_whatever_the_options_say(settings: Any) -> None:
+    """Nothing is fsynced, no port is opened, a TestCase may keep the write lease for minutes."""
+    settings_dict = {**settings(**group(host=False)), TEST: True}
+    node = configure("default", settings_dict).node
+    assert (node.peers, node.secret, node.durable, node.lease_timeout, node.host) == (
+        (LOCALHOST,),
+        None,
+        False,
+        None,
+        True,
+    )
+
+
+# The environment ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alias", "variable"),
+    [("default", "RAFTSQLITE_DEFAULT"), ("read-only.2", "RAFTSQLITE_READ_ONLY_2"), ("Größe", "RAFTSQLITE_GR__E")],
+)
+def test_the_variable_is_named_after_the_alias(alias: str, variable: str) -> None:
+    assert environment_variable(alias) == variable
+
+
+def test_the_environment_is_merged_deep_over_the_settings(settings: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """Dictionaries key by key, all else replaced, null unsets."""
+    name = str(tmp_path / "node2.sqlite3")
+    options = {"node": PEERS[1], "timeout": None, "peers": PEERS[:2]}
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", json.dumps({"NAME": name, "OPTIONS": options}))
+    node = configure("default", settings(**group(timeout=9, election_timeout=1))).node
+    assert (node.name, node.address, node.peers) == (Path(name), PEERS[1], tuple(PEERS[:2]))
+    assert (node.timeout, node.election_timeout, node.secret) == (5.0, 1.0, SECRET)
+
+
+def test_the_environment_is_merged_once(settings: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    """A test runner renames the database afterwards, and threads that connect later must find the new name."""
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", json.dumps({"NAME": str(tmp_path / "a")}))
+    settings_dict = settings()
+    merge_environment("default", settings_dict)
+    settings_dict["NAME"] = str(tmp_path / "b")
+    merge_environment("default", settings_dict)
+    assert configure("default", settings_dict).node.name == tmp_path / "b"
+
+
+def test_the_environment_of_another_alias_is_left_alone(settings: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RAFTSQLITE_OTHER", "{")
+    assert configure("default", settings()).node.address == LOCALHOST
+
+
+def test_merging_does_not_change_a_dictionary_that_aliases_share(settings: Any, monkeypatch: Any) -> None:
+    shared: dict[str, Any] = {"timeout": 9}
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", json.dumps({"OPTIONS": {"timeout": 1}}))
+    merge_environment("default", {**settings(), "OPTIONS": shared})
+    assert shared == {"timeout": 9}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is not JSON"),
+        ("{'NAME': 1}", "is not JSON"),
+        ("[]", "holds a list"),
+        ('"x"', "holds a string"),
+        ('{"OPTION": {}}', "has the unknown key 'OPTION'. Did you mean 'OPTIONS'?"),
+        ('{"OPTIONS": []}', '"OPTIONS" is a list'),
+        ('{"OPTIONS": null}', '"OPTIONS" is null'),
+    ],
+)
+def test_a_wrong_variable_is_named_with_an_example(settings: Any, monkeypatch: Any, text: str, found: str) -> None:
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", text)
+    message = message_of(settings())
+    assert message.startswith("RAFTSQLITE_DEFAULT")
+    assert found in message
+    assert '{"NAME": "/srv/node1/db.sqlite3"' in message
+    assert [problem.id for problem in find_problems("default", settings())] == ["E008"]
+
+
+def test_a_variable_that_is_not_json_is_not_repeated(settings: Any, monkeypatch: Any) -> None:
+    """It may hold the secret."""
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", '{"OPTIONS": {"secret": "hidden5"')
+    assert "hidden5" not in message_of(settings())
