@@ -12,7 +12,7 @@ $(INSTALLED): pyproject.toml
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)  ## Three nodes of the shop in testproject/, with data in it. Ctrl-C stops them.
-	$(BIN)/python testproject/manage.py runcluster --nodes 3 --migrate --seed
+	$(BIN)/python testproject/manage.py runcluster --nodes 3 --dir .raftsqlite --migrate --run "seed --admin admin"
 
 test: $(INSTALLED)  ## All tests, with a short slice of the soaks (under 12 minutes).
 	$(BIN)/python -m pytest
