@@ -42,7 +42,7 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
 
     Database = dbapi
     SchemaEditorClass = DatabaseSchemaEditor
-    client_class = DatabaseClient
+    client_class = DatabaseClient  # type: ignore[assignment]  # the stubs want a subclass of sqlite3's
     creation_class = DatabaseCreation
     features_class = DatabaseFeatures
     introspection_class = DatabaseIntrospection

@@ -339,8 +339,9 @@ class _Reader:
 
     def _mode(self) -> int:
         value = self._option("mode")
+        default: int = _DEFAULT["mode"]
         if value is None:
-            return _DEFAULT["mode"]
+            return default
         mode: int | None = None
         if isinstance(value, str):
             digits = value.removeprefix("0o")
@@ -358,13 +359,14 @@ class _Reader:
                 f"is {shown}: not a file mode that lets the owner read and write.",
                 'Write an octal number or text, such as 0o600 or "0600" (one user) or "0660" (a group).',
             )
-            return _DEFAULT["mode"]
+            return default
         return mode
 
     def _host(self) -> bool:
         value = self._option("host")
+        default: bool = _DEFAULT["host"]
         if value is None:
-            return _DEFAULT["host"]
+            return default
         if not isinstance(value, bool):
             self._problem(
                 "E005",
@@ -372,7 +374,7 @@ class _Reader:
                 f"is {value!r}.",
                 "Write True (this process may host the node) or False (it only attaches to one that does).",
             )
-            return _DEFAULT["host"]
+            return default
         return value
 
     def _registrars(self) -> tuple[Registrar, ...]:

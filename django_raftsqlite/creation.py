@@ -34,11 +34,11 @@ class DatabaseCreation(SQLiteDatabaseCreation):
     def is_in_memory_db(database_name: Any) -> bool:  # noqa: ARG004 - Django's signature
         return False
 
-    def create_test_db(
-        self, verbosity: int = 1, autoclobber: bool = False, serialize: bool = True, keepdb: bool = False
-    ) -> str:
-        self._keepdb = keepdb
-        return super().create_test_db(verbosity, autoclobber, serialize, keepdb)
+    def create_test_db(self, *args: Any, **kwargs: Any) -> str:
+        # (verbosity, autoclobber, serialize, keepdb); the defaults differ between the versions of Django.
+        self._keepdb = bool(args[3] if len(args) > 3 else kwargs.get("keepdb", False))
+        name: str = super().create_test_db(*args, **kwargs)
+        return name
 
     def _get_test_db_name(self) -> str:
         settings_dict = self.connection.settings_dict
@@ -72,7 +72,8 @@ class DatabaseCreation(SQLiteDatabaseCreation):
                 self.log("Tests cancelled.")
                 sys.exit(1)
         if verbosity >= 1:
-            self.log(f"Destroying old test database for alias {self._get_database_display_str(verbosity, path)}...")
+            where = f" ({str(path)!r})" if verbosity >= 2 else ""
+            self.log(f"Destroying old test database for alias {self.connection.alias!r}{where}...")
         _remove(path)
 
     def set_as_test_mirror(self, primary_settings_dict: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ def _copy(source: Path, target: Path) -> None:
             # The copy's log starts empty, so that it may not claim to have applied anything.
             own = writer.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             for (name,) in own:
-                if name.startswith(OWN_TABLES):
+                if str(name).startswith(OWN_TABLES):
                     writer.execute(f'DROP TABLE "{name}"')
         finally:
             writer.close()

@@ -49,7 +49,7 @@ class HostLost(OperationalError):
     """The process that hosted this machine's node ended before it answered; the next query attaches anew."""
 
 
-DJANGO_CLASS: dict[type[exceptions.OperationalError], type[OperationalError]] = {
+DJANGO_CLASS: dict[type[BaseException], type[OperationalError]] = {
     exceptions.Unavailable: Unavailable,
     exceptions.LeaseTimeout: LeaseTimeout,
     exceptions.TransactionConflict: TransactionConflict,
@@ -62,14 +62,16 @@ DJANGO_CLASS: dict[type[exceptions.OperationalError], type[OperationalError]] = 
 class ErrorWrapper(DatabaseErrorWrapper):
     """Django's translation of driver errors, which would flatten ours to a bare OperationalError."""
 
+    wrapper: Any
+
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if exc_type is None:
             return
-        django_class = DJANGO_CLASS.get(exc_type)  # type: ignore[call-overload]
+        django_class = DJANGO_CLASS.get(exc_type)
         if django_class is None or exc_value is None:
-            super().__exit__(exc_type, exc_value, traceback)  # type: ignore[arg-type]
+            super().__exit__(exc_type, exc_value, traceback)
             return
         error: Any = django_class(*exc_value.args)
         if isinstance(exc_value, exceptions.Unavailable):

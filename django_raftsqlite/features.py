@@ -34,7 +34,7 @@ class DatabaseFeatures(SQLiteDatabaseFeatures):
     supports_json_field = True
 
     @cached_property
-    def django_test_skips(self) -> dict[str, set[str]]:
+    def django_test_skips(self) -> dict[str, set[str]]:  # type: ignore[override]
         skips = dict(super().django_test_skips)
         # Added by Django when the standard library's SQLite is older than 3.47.
         skips.pop("SQLite does not parse escaped double quotes in the JSON path notation", None)

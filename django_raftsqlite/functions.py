@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db.backends.sqlite3._functions import register
+from django.db.backends.sqlite3._functions import register  # type: ignore[import-untyped]
 from django.utils.module_loading import import_string
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def register_django_functions(registry: FunctionRegistry) -> None:
     """What Django's sqlite3 backend registers: date arithmetic, REGEXP, statistics, and so on."""
-    register(registry)  # type: ignore[arg-type]
+    register(registry)
 
 
 def load_functions(path: object) -> Registrar:

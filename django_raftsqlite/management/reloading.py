@@ -30,6 +30,7 @@ class FileWatch(StatReloader):
         super().__init__()
         self._changed = changed
         self._noticed: Path | None = None
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="file watch", daemon=True)
 
     def start(self) -> None:
@@ -47,7 +48,7 @@ class FileWatch(StatReloader):
 
     def close(self) -> None:
         """Stop watching."""
-        self.stop()
+        self._over.set()
         self._thread.join()
 
     def notify_file_changed(self, path: Any) -> None:
@@ -57,13 +58,13 @@ class FileWatch(StatReloader):
     def _run(self) -> None:
         ticker = self.tick()
         next(ticker)
-        while not self._stop_condition.wait(self.INTERVAL):
+        while not self._over.wait(self.INTERVAL):
             next(ticker)
             noticed = self._noticed
             while self._noticed is not None:
                 # An editor or a version control system writes many files: wait until it is done.
                 self._noticed = None
-                if self._stop_condition.wait(SETTLE):
+                if self._over.wait(SETTLE):
                     return
                 next(ticker)
             if noticed is not None:

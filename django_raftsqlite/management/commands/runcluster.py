@@ -194,7 +194,7 @@ class Command(BaseCommand):
     def _coloured(self, text: str, colour: str | None, *, bold: bool = False) -> str:
         if not self._colour or (colour is None and not bold):
             return text
-        return colorize(text, fg=colour, opts=("bold",) if bold else ())
+        return colorize(text, opts=("bold",) if bold else (), **({"fg": colour} if colour else {}))
 
 
 def _settings_of(node: PlannedNode, alias: str) -> dict[str, Any]:
