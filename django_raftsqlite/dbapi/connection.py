@@ -234,10 +234,10 @@ class Connection:
             home.connection.interrupt()
 
     def iterdump(self) -> Iterator[str]:
-        """The database as SQL text, line by line, without the node's own tables."""
+        """The database as SQL statements, without the node's own tables."""
         self.check()
         with self.lock:
-            return copying.dump(self._readers.idle().connection)
+            return iter(list(copying.dump(self._readers.idle().connection)))
 
     def backup(
         self, target: Any, *, pages: int = -1, progress: Any = None, name: str = "main", sleep: float = 0.25

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import ProgrammingError
@@ -12,6 +13,7 @@ from .types import Description, plan
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .reading import Stream
 
 
 class Cursor:
@@ -23,16 +25,18 @@ class Cursor:
     that :meth:`execute` inserted.
     """
 
+    # Defaults on the class: a cursor is made for nearly every statement.
+    arraysize = 1
+    description: Description | None = None
+    rowcount = -1
+    lastrowid: int | None = None
+    _rows: Iterator[Any] = iter(())
+    _stream: Stream | None = None
+    _closed = False
+
     def __init__(self, connection: Connection, /) -> None:
         self.connection = connection
-        self.arraysize = 1
-        self.description: Description | None = None
-        self.rowcount = -1
-        self.lastrowid: int | None = None
         self.row_factory = connection.row_factory
-        self._rows: Iterator[Any] = iter(())
-        self._stream: Any = None
-        self._closed = False
 
     def execute(self, sql: str, parameters: Any = (), /) -> Cursor:
         """Run one statement, with qmark or named parameters.
@@ -49,13 +53,14 @@ class Cursor:
             self.rowcount = answer.rowcount
             if answer.lastrowid is not None:
                 self.lastrowid = answer.lastrowid
-            self._stream = answer.stream
-            self._rows = iter(answer.rows if answer.stream is None else answer.stream)
-            if convert is not None:
-                self._rows = map(convert, self._rows)
+            self._stream = stream = answer.stream
+            if stream is None and convert is None:
+                self._rows = iter(answer.rows)
+            else:
+                batches: Iterable[Any] = (answer.rows,) if stream is None else stream
+                self._rows = chain.from_iterable(batches if convert is None else map(convert, batches))
             if self.row_factory is not None:
-                factory = self.row_factory
-                self._rows = (factory(self, row) for row in self._rows)
+                self._rows = map(partial(self.row_factory, self), self._rows)
         return self
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Cursor:

@@ -16,7 +16,7 @@ from ..sqlite.errors import StatementError
 from ..sqlite.text import DML, traits
 from .errors import from_reader, from_statement, operational
 from .readers import Readers
-from .reading import Answer, Reader, bind, moment
+from .reading import Answer, Reader, bind, moment, select
 from .script_text import statements
 from .transaction import Transaction
 from .types import adapt_all
@@ -80,7 +80,7 @@ class Executor:
                 self._node.read_barrier(timeout=self.timeout)
             if home.open:
                 home = self._readers.idle()
-            return self._readers.select(home, sql, parameters)
+            return select(home, sql, parameters, self._readers)
         return _RUN[classified.kind](self, sql, parameters, classified)
 
     def run_many(self, sql: str, sets: Iterable[Any]) -> int:
@@ -107,10 +107,10 @@ class Executor:
             reader = self._open_snapshot(transaction)
         if reader.private:
             transaction.record_unrepeatable(sql)
-            return self._readers.select(reader, sql, parameters)
+            return select(reader, sql, parameters, self._readers)
         adapted = bind(reader, sql, parameters) if isinstance(parameters, dict) else adapt_all(parameters)
         read = transaction.record(sql, adapted)
-        return self._readers.select(reader, sql, adapted, read=read)
+        return select(reader, sql, adapted, self._readers, read)
 
     def _write(self, sql: str, parameters: Any, classified: Classified) -> Answer:
         if self.transaction is None and self.isolation_level is not None and classified.dml:
@@ -157,7 +157,7 @@ class Executor:
             reader.reusable = False
         if classified.pragma is not None and classified.pragma[1] is None and not classified.private:
             sql = f"PRAGMA {classified.pragma[0]}"
-        answer = self._readers.select(reader, sql, parameters)
+        answer = select(reader, sql, parameters, self._readers)
         if answer.stream is not None:
             answer.stream.drain()
         if classified.dml:

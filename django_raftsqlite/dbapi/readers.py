@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import apsw
 
 from ..sqlite.readers import ReaderPool
-from .reading import Answer, Reader, Stream, select
-from .script import Read
+from .reading import Reader, Stream
 
 
 class Readers:
@@ -50,12 +48,14 @@ class Readers:
                 reader = self.current()
         return reader
 
-    def select(self, reader: Reader, sql: str, parameters: Any, read: Read | None = None) -> Answer:
-        """Read on ``reader``; see :func:`.reading.select`."""
-        answer = select(reader, sql, parameters, lock=self.lock, finished=self._finished, read=read)
-        if answer.stream is not None:
-            self._streams.add(answer.stream)
-        return answer
+    def began(self, stream: Stream) -> None:
+        """A SELECT stays half read."""
+        self._streams.add(stream)
+
+    def finished(self, reader: Reader) -> None:
+        """A half-read SELECT came to its end, or was closed."""
+        if reader is not self.home and not reader.open:
+            self._release(reader)
 
     def drain(self) -> None:
         """Read all half-read SELECTs to their end. Raises OperationalError where one has too many rows."""
@@ -80,10 +80,6 @@ class Readers:
     def inherited(self) -> list[object]:
         """Everything that must not be touched in a forked child."""
         return [self.home, *self._streams]
-
-    def _finished(self, reader: Reader) -> None:
-        if reader is not self.home and not reader.open:
-            self._release(reader)
 
     def _release(self, reader: Reader) -> None:
         self._pool.release(reader.detach(), reuse=reader.reusable)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import apsw
 
@@ -35,12 +35,13 @@ def moment() -> tuple[int, int]:
 class Reader:
     """A read-only connection to this node's file, held by one Connection.
 
+    ``described[0]`` are the columns of the statement begun last. ``spare`` is a cursor that is not in use.
     ``open`` counts the SELECTs that are half read on it. While there is one, an autocommit statement must not
     run here: it would see the old snapshot and miss the connection's own writes. ``reusable`` is false once
     the connection was altered (functions, limits, temporary or attached tables), so that nobody else gets it.
     """
 
-    __slots__ = ("_described", "connection", "open", "reusable")
+    __slots__ = ("connection", "described", "open", "reusable", "spare")
 
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = connection
@@ -54,14 +55,10 @@ class Reader:
             described[0] = cursor.get_description()
             return True
 
-        self._described = described
+        self.described = described
+        self.spare: apsw.Cursor | None = None
         connection.exec_trace = trace
         connection.convert_binding = convert_binding
-
-    @property
-    def columns(self) -> Columns:
-        """The columns of the statement begun last."""
-        return self._described[0]
 
     @property
     def private(self) -> bool:
@@ -70,6 +67,9 @@ class Reader:
 
     def detach(self) -> apsw.Connection:
         """The connection as the pool had it."""
+        if self.spare is not None:
+            self.spare.close(True)
+            self.spare = None
         self.connection.exec_trace = None
         self.connection.convert_binding = None
         return self.connection
@@ -95,12 +95,22 @@ class Answer:
         self.lastrowid = lastrowid
 
 
+class Owner(Protocol):
+    """Who keeps the readers: ``lock`` is the Connection's, ``finished(reader)`` says that a stream let go of it."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+
+    def began(self, stream: Stream) -> None: ...
+
+    def finished(self, reader: Reader) -> None: ...
+
+
 class Stream:
     """A SELECT that was not read to its end when execute() returned.
 
-    Used under ``lock``, its Connection's. Invariant: ``reader.open`` counts this stream exactly as long as its
-    statement can still be stepped; ``finished(reader)`` is called once, when it no longer can. ``failure`` is
-    raised when the rows before it were given out, as sqlite3 does.
+    Used under its owner's lock. Invariant: ``reader.open`` counts this stream exactly as long as its statement can
+    still be stepped. ``failure`` is raised when the rows before it were given out, as sqlite3 does.
     """
 
     def __init__(
@@ -108,29 +118,29 @@ class Stream:
         raw: apsw.Cursor,
         reader: Reader,
         first: list[Row],
+        owner: Owner,
         *,
-        lock: AbstractContextManager[Any],
-        finished: Callable[[Reader], None],
         read: Read | None,
-        failure: Exception | None = None,
+        failure: Exception | None,
     ) -> None:
         self.reader = reader
         self._raw: apsw.Cursor | None = raw
         self._waiting = first
-        self._lock = lock
-        self._finished = finished
+        self._owner = owner
         self._read = read
         self._failure = failure
         reader.open += 1
+        owner.began(self)
         if failure is not None:
             self._end()
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[list[Row]]:
+        """The remaining rows, in batches."""
         while rows := self._take():
-            yield from rows
+            yield rows
 
     def _take(self) -> list[Row]:
-        with self._lock:
+        with self._owner.lock:
             if not self._waiting and self._raw is not None:
                 self._step(EAGER)
             rows, self._waiting = self._waiting, []
@@ -193,23 +203,16 @@ class Stream:
         if raw is not None:
             raw.close(True)
             self.reader.open -= 1
-            self._finished(self.reader)
+            self._owner.finished(self.reader)
 
 
-def select(
-    reader: Reader,
-    sql: str,
-    parameters: Any,
-    *,
-    lock: AbstractContextManager[Any],
-    finished: Callable[[Reader], None],
-    read: Read | None = None,
-) -> Answer:
+def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read | None = None) -> Answer:
     """Begin a read on ``reader`` and, with a few rows, end it. ``read`` records it in a transaction's script.
 
     Raises PEP 249's exceptions, and what binding raises.
     """
-    raw = reader.connection.cursor()
+    # Taken out while in use: a Python function in the SQL may run statements of its own.
+    raw, reader.spare = reader.spare or reader.connection.cursor(), None
     rows: list[Row] = []
     failure: Exception | None = None
     if read is not None:
@@ -230,14 +233,14 @@ def select(
     finally:
         if read is not None:
             clock.leave()
+    complete = len(rows) < EAGER and failure is None
     if read is not None:
+        read.complete = complete
         read.add(rows)
-    if len(rows) < EAGER and failure is None:
-        if read is not None:
-            read.complete = True
-        return Answer(reader.columns, rows)
-    stream = Stream(raw, reader, rows, lock=lock, finished=finished, read=read, failure=failure)
-    return Answer(reader.columns, stream=stream)
+    if complete:
+        reader.spare = raw
+        return Answer(reader.described[0], rows)
+    return Answer(reader.described[0], stream=Stream(raw, reader, rows, owner, read=read, failure=failure))
 
 
 def bind(reader: Reader, sql: str, parameters: Any) -> Any:

@@ -7,7 +7,7 @@ import datetime
 import decimal
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..exceptions import ProgrammingError
@@ -17,7 +17,7 @@ Adapter = Callable[[Any], Any]
 Converter = Callable[[Any], Any]
 Columns = tuple[tuple[str, str | None], ...]
 Description = tuple[tuple[str, None, None, None, None, None, None], ...]
-RowConverter = Callable[[Row], tuple[Any, ...]]
+RowsConverter = Callable[[list[Row]], Iterable[tuple[Any, ...]]]
 
 # PEP 249's constructors and type objects. SQLite's columns have no fixed type, so the objects are plain.
 Date = datetime.date
@@ -47,7 +47,7 @@ _PLAIN = frozenset((type(None), int, float, str, bytes))
 _adapters: dict[type, Adapter] = {}
 _native_adapted: set[type] = set()  # those that APSW would bind without asking for the adapter
 _converters: dict[str, Converter] = {}
-_plans: dict[Columns, tuple[Description | None, RowConverter | None]] = {}
+_plans: dict[Columns, tuple[Description | None, RowsConverter | None]] = {}
 _PLANS_KEPT = 2048
 
 
@@ -79,12 +79,14 @@ def text_converter(parse: Callable[[str], Any]) -> Converter:
     """
 
     def convert(value: SQLiteValue) -> Any:
+        if isinstance(value, str):
+            return parse(value)
         if isinstance(value, bytes):
             try:
-                value = value.decode()
+                return parse(value.decode())
             except UnicodeDecodeError:
                 return value
-        return parse(value if isinstance(value, str) else str(value))
+        return parse(str(value))
 
     return convert
 
@@ -170,8 +172,8 @@ def convert_binding(_cursor: object, _number: int, value: Any) -> SQLiteValue:
     return adapt(value)
 
 
-def plan(columns: Columns) -> tuple[Description | None, RowConverter | None]:
-    """PEP 249's description of a result, and how its rows are converted (None: as they are).
+def plan(columns: Columns) -> tuple[Description | None, RowsConverter | None]:
+    """PEP 249's description of a result, and how a batch of its rows is converted (None: as they are).
 
     Computed once for all statements with these columns. A type in brackets after the name wins over the
     declared one, and is not part of the name.
@@ -189,7 +191,7 @@ _BRACKETED = re.compile(r"\[([^\]]*)\]")
 _FIRST_WORD = re.compile(r"[^ (]*")
 
 
-def _plan(columns: Columns) -> tuple[Description | None, RowConverter | None]:
+def _plan(columns: Columns) -> tuple[Description | None, RowsConverter | None]:
     if not columns:
         return None, None
     description = tuple(
@@ -197,7 +199,7 @@ def _plan(columns: Columns) -> tuple[Description | None, RowConverter | None]:
         for name, _ in columns
     )
     chosen = [(index, found) for index, column in enumerate(columns) if (found := _converter(*column)) is not None]
-    return description, _row_converter(chosen) if chosen else None
+    return description, _rows_converter(chosen) if chosen else None
 
 
 def _converter(name: str, decltype: str | None) -> Converter | None:
@@ -208,14 +210,14 @@ def _converter(name: str, decltype: str | None) -> Converter | None:
     return _converters.get(first[0].casefold()) if first is not None else None
 
 
-def _row_converter(chosen: Sequence[tuple[int, Converter]]) -> RowConverter:
-    def convert(row: Row) -> tuple[Any, ...]:
-        values: list[Any] = list(row)
-        for index, converter in chosen:
-            value = values[index]
-            if value is not None:
-                values[index] = converter(value)
-        return tuple(values)
+def _rows_converter(chosen: Sequence[tuple[int, Converter]]) -> RowsConverter:
+    def convert(rows: list[Row]) -> Iterable[tuple[Any, ...]]:
+        # By column: all but the converters themselves then runs in C.
+        columns: list[Any] = list(zip(*rows, strict=True))
+        if columns:
+            for index, converter in chosen:
+                columns[index] = [None if value is None else converter(value) for value in columns[index]]
+        return zip(*columns, strict=True)
 
     return convert
 
