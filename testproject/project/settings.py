@@ -68,6 +68,8 @@ if os.environ.get("TESTPROJECT_ENGINE", "") == "sqlite3":
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 30,
             },
+            # A file, so that threads of a test have connections of their own.
+            "TEST": {"NAME": DATA_DIR / "test_plain.sqlite3"},
         }
     }
 else:

@@ -57,7 +57,7 @@ def buy(request: HttpRequest) -> HttpResponse:
     except OperationalError as error:
         messages.error(request, f"The order could not be taken: {error}")
     else:
-        messages.success(request, f"Thank you, {order.customer}: order {order.pk}, {order.total} EUR.")
+        messages.success(request, f"Thank you, {order.customer}: order {order.pk}, {order.total:.2f} EUR.")
         response.set_cookie("customer", order.customer, samesite="Lax")
     return response
 
