@@ -55,16 +55,22 @@ def test_a_guest_takes_over_from_a_host_that_was_killed(alone: ClusterNode) -> N
     guest = alone.attach()
     other = alone.attach()
     guest.call("create", text="before")
+    write = "update ledger_account set balance = 1 where name = 'account 0'"
     guest.call("begin")
-    guest.call("set_balance", name="account 0", balance=1)
+    guest.call("sql", query=write)
     host_pid = guest.call("status", session="look")["host"]["pid"]
     alone.kill()
-    with pytest.raises(RemoteError) as caught:
-        guest.call("set_balance", name="account 1", balance=1)
+    with pytest.raises(RemoteError, match=str(host_pid)) as caught:
+        guest.call("sql", query=write)
     assert caught.value.kind == "HostLost"
-    assert str(host_pid) in caught.value.text
-    with pytest.raises(RemoteError):
+    # What follows in the same atomic() must not become a transaction of its own.
+    for statement in (write, "select 1"):
+        with pytest.raises(RemoteError, match="rolled back already") as caught:
+            guest.call("sql", query=statement)
+        assert caught.value.kind == "TransactionConflict"
+    with pytest.raises(RemoteError, match="rolled back already") as caught:
         guest.call("commit")
+    assert caught.value.kind == "TransactionConflict"
     assert guest.call("balances", session="look")["account 0"] == 1000, "the transaction is gone as a whole"
 
     assert guest.call("create", session="next", text="after") > 0
