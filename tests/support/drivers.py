@@ -144,9 +144,13 @@ class Group:
 
     def leader(self, *, other_than: str | None = None) -> Member:
         """Wait for an established leader that all living members agree on."""
+        return self.leader_of(self.alive, other_than=other_than)
+
+    def leader_of(self, members: list[Member], *, other_than: str | None = None) -> Member:
+        """Wait for an established leader that these members agree on; failed ones have no say."""
 
         def find() -> Member | None:
-            views = [(member, member.view) for member in self.alive]
+            views = [(member, member.view) for member in members]
             sound = [(member, view) for member, view in views if view.role != "failed"]
             leaders = {view.leader for _, view in sound}
             for member, view in sound:
