@@ -9,6 +9,7 @@ import apsw
 import msgpack
 
 from .entry import Outcome, RequestId, Result
+from .rowids import LARGEST_BYTES
 from .tables import PREFIX
 
 _STREAM_ABOVE = 64 * 1024  # bytes of changes held by the session; above, they are hashed piece by piece
@@ -42,16 +43,21 @@ class Recorder:
         if session is not None:
             session.close()
 
-    def feed(self, digest: hashlib.blake2b) -> None:
-        """Give the changes so far, net of what was undone, to ``digest``."""
+    def feed(self, digest: hashlib.blake2b) -> bool:
+        """Give the changes so far, net of what was undone, to ``digest``.
+
+        Returns whether the largest rowid may be among them.
+        """
         session = self._session
         assert session is not None
         if session.is_empty:
-            return
+            return False
         if session.memory_used < _STREAM_ABOVE:
-            digest.update(session.changeset())
-        else:
-            session.changeset_stream(digest.update)
+            changes = session.changeset()
+            digest.update(changes)
+            return LARGEST_BYTES in changes
+        session.changeset_stream(digest.update)
+        return True
 
     def schema_changed(self) -> None:
         """Look again which tables are shadow tables."""

@@ -51,6 +51,8 @@ def open_reader(path: Path, registrars: Iterable[Registrar]) -> Connection:
         vfs=clock.VFS_NAME,
         statementcachesize=_STATEMENT_CACHE,
     )
+    # The last one to close a WAL database checkpoints it, which a read-only one cannot.
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     return _set_up(connection, registrars)
 
 

@@ -162,18 +162,18 @@ class StateMachine:
             self._load()
 
     def _apply(self, index: int, term: int, entry: Entry) -> list[tuple[RequestId, Outcome]]:
-        forced: dict[int, Decision] = {}
+        forced: dict[int, Decision | None] = {}
         while True:
             try:
                 return self._attempt(index, term, entry, forced)
             except TransactionLost as lost:
                 # A statement ended the whole SQLite transaction (OR ROLLBACK, RAISE(ROLLBACK)): the others of the
-                # batch must not suffer. Again from the first, with this one decided. One more each time, so it ends.
+                # batch must not suffer. Again from the first, with this one decided. No position comes up thrice.
                 forced[lost.position] = lost.decision
                 self._runner.abandon()
 
     def _attempt(
-        self, index: int, term: int, entry: Entry, forced: dict[int, Decision]
+        self, index: int, term: int, entry: Entry, forced: dict[int, Decision | None]
     ) -> list[tuple[RequestId, Outcome]]:
         runner = self._runner
         transactions = {
@@ -201,7 +201,8 @@ class StateMachine:
                 continue
             outcome = self._settled(draft, transaction)
             if outcome is None:
-                outcome = self._decide(draft, position, transaction, forced.get(position))
+                suspected = position in forced and forced[position] is None
+                outcome = self._decide(draft, transaction, forced.get(position), position, suspected=suspected)
             answers.append((transaction.request, outcome))
         draft.ledger.save()
         save_state(self._connection, draft.state)
@@ -225,14 +226,16 @@ class StateMachine:
             return outcome
         return draft.ledger.outcome(request)
 
-    def _decide(self, draft: _Draft, position: int, transaction: Transaction, forced: Decision | None) -> Outcome:
+    def _decide(
+        self, draft: _Draft, transaction: Transaction, forced: Decision | None, position: int, *, suspected: bool
+    ) -> Outcome:
         request, state = transaction.request, draft.state
         draft.ledger.heard_of(request, transaction.low_water, state.version, state.time)
         if transaction.base is not None and transaction.base != state.base:
             outcome = Outcome(Status.CONFLICT, message="the state it was based on is gone")
             draft.record(Decision(outcome), request)
             return outcome
-        decision = forced or self._runner.run(position, transaction, solo=draft.solo)
+        decision = forced or self._runner.run(position, transaction, solo=draft.solo, suspected=suspected)
         if decision.changed:
             state.version += 1
             state.last = request.to_bytes()

@@ -14,10 +14,12 @@ from .connections import Connection
 from .entry import Outcome, RequestId, Result, Statement, Status, Transaction, result_digest
 from .errors import NodeFault, StatementError
 from .execution import result_of, run
+from .rowids import Rowids
 from .text import CONTROL, DDL, traits
 
 _RETRIED = (apsw.BusyError, apsw.LockedError, apsw.InterruptError, apsw.ProtocolError)
 _DEFERRED_FAILED = StatementError(apsw.SQLITE_CONSTRAINT_FOREIGNKEY, "FOREIGN KEY constraint failed")
+_NO_ROWID_LEFT = StatementError(apsw.SQLITE_FULL, "database or disk is full: the table's largest rowid is in use")
 
 
 @dataclass(slots=True)
@@ -38,9 +40,12 @@ class Decision:
 
 
 class TransactionLost(Exception):
-    """The item at ``position`` made SQLite roll back everything; ``decision`` is what became of it."""
+    """The item at ``position`` made SQLite roll back everything.
 
-    def __init__(self, position: int, decision: Decision) -> None:
+    ``decision`` is what became of it. None: that is to be found out by running it once more, as ``suspected``.
+    """
+
+    def __init__(self, position: int, decision: Decision | None) -> None:
         super().__init__(position)
         self.position = position
         self.decision = decision
@@ -61,6 +66,7 @@ class Runner:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._recorder = Recorder(connection)
+        self._rowids = Rowids(connection)
         self._current: dict[str, int] | None = None
         self._changed_schema = False
 
@@ -101,9 +107,10 @@ class Runner:
             self._reload_schema()
         return Decision(Outcome(Status.DONE, result), [result], changed=True)
 
-    def run(self, position: int, transaction: Transaction, *, solo: bool) -> Decision:
+    def run(self, position: int, transaction: Transaction, *, solo: bool, suspected: bool) -> Decision:
         """Run a transaction in a savepoint of its own, also when it is alone: virtual tables notice.
 
+        ``suspected``: it failed with SQLITE_FULL a moment ago, which only an exhausted AUTOINCREMENT can excuse.
         Raises TransactionLost, NodeFault, or what SQLite raises where that is a fault of the node.
         """
         wanted = pragmas.STATE | dict(transaction.pragmas)
@@ -121,13 +128,13 @@ class Runner:
         else:
             self._recorder.start()
         try:
-            decision = self._run_in_savepoint(position, transaction)
+            decision = self._run_in_savepoint(position, transaction, suspected)
             if decision.changed:
                 digest = hashlib.blake2b(digest_size=32)
                 if definitions:
                     feed_schema(digest, connection)
-                else:
-                    self._recorder.feed(digest)
+                elif self._recorder.feed(digest):
+                    self._rowids.forget()
                 decision.changes = digest.digest()
         finally:
             self._recorder.stop()
@@ -136,14 +143,14 @@ class Runner:
             self._reload_schema()
         return decision
 
-    def _run_in_savepoint(self, position: int, transaction: Transaction) -> Decision:
+    def _run_in_savepoint(self, position: int, transaction: Transaction, suspected: bool) -> Decision:
         connection = self._connection
         results: list[Result] = []
         autocommit = transaction.base is None and len(transaction.statements) == 1
         for statement in transaction.statements:
             seen: Result | StatementError
             try:
-                seen = self._run_statement(position, statement)
+                seen = self._run_statement(position, statement, suspected)
             except _Undone as undone:
                 seen = undone.error
                 if autocommit and undone.kept:
@@ -171,7 +178,7 @@ class Runner:
             return _failed(_DEFERRED_FAILED)
         return Decision(Outcome(Status.DONE, results[0] if autocommit else None), results, changed=True)
 
-    def _run_statement(self, position: int, statement: Statement) -> Result:
+    def _run_statement(self, position: int, statement: Statement, suspected: bool) -> Result:
         """Raises _Undone for an error that is the statement's result."""
         connection = self._connection
         verb = traits(statement.sql).verb
@@ -179,8 +186,14 @@ class Runner:
             to = verb == "ROLLBACK" and " TO " in f" {statement.sql.upper()} "
             if not to:
                 raise _Undone(StatementError(apsw.SQLITE_ERROR, f"{verb} cannot be part of a replicated transaction"))
+        if suspected and self._rowids.exhausted(statement.sql):
+            raise _Undone(_NO_ROWID_LEFT)
         try:
             result = run(connection, statement)
+        except apsw.FullError as error:
+            if suspected:
+                raise
+            raise TransactionLost(position, None) from error
         except Exception as error:
             known = result_of(error)
             if known is None:
@@ -190,6 +203,8 @@ class Runner:
                     raise NodeFault(f"SQLite gave the transaction up: {error}") from error
                 raise TransactionLost(position, _failed(known)) from error
             raise _Undone(known, kept=isinstance(error, apsw.Error)) from error
+        if result.lastrowid is not None and self._rowids.unforeseeable(*statement[:2], result.lastrowid):
+            raise _Undone(_NO_ROWID_LEFT)
         if not connection.in_transaction:
             raise NodeFault(f"a statement ended the transaction: {statement.sql[:200]}")
         return result
@@ -220,6 +235,7 @@ class Runner:
         """
         self._connection.execute("PRAGMA writable_schema = RESET")
         self._recorder.schema_changed()
+        self._rowids.forget()
         self._current = None
 
 
