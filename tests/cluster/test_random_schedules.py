@@ -40,6 +40,7 @@ class Schedule:
             (4, simulation_heal(simulation)),
             (3, self.reset),
             (3, self.crash),
+            (2, self.blink),
             (2, self.die_in_the_middle),
             (2, self.break_disk),
             (8, self.restart),
@@ -91,6 +92,13 @@ class Schedule:
     def crash(self, address: str) -> None:
         if self.simulation.members[address].running:
             self.simulation.crash(address)
+
+    def blink(self, address: str) -> None:
+        """Crash and come back before anybody noticed."""
+        if self.simulation.members[address].running:
+            self.simulation.crash(address)
+            self.simulation.run(self.random.uniform(0, 0.01))
+            self.simulation.restart(address)
 
     def die_in_the_middle(self, address: str) -> None:
         if self.simulation.members[address].running:

@@ -225,13 +225,17 @@ class Simulation:
         member.dies_in = None
         del member.state[self.random.randint(member.kept, len(member.state)) :]
         member.kept = len(member.state)
-        for pair in [pair for pair in self._sessions if address in pair]:
-            self._disconnect(pair)
+        for pair, session in self._sessions.items():
+            if address in pair:
+                # What it sent before it died may still arrive.
+                self._at(self.random.uniform(0, 0.02), lambda pair=pair, session=session: self._lose(pair, session))
         self._reopen(member)
 
     def restart(self, address: str) -> None:
         """Start a member that is down, from what its disk holds."""
         member = self.members[address]
+        for pair in [pair for pair in self._sessions if address in pair]:
+            self._disconnect(pair)
         self._reopen(member)
         member.start()
         for pair in self._pairs():
@@ -284,6 +288,10 @@ class Simulation:
         for a, b in ((a, b) for a in sorted(pair) for b in pair if a != b):
             self.act(a, lambda replica, b=b: replica.disconnected(b))
 
+    def _lose(self, pair: frozenset[str], session: int) -> None:
+        if self._sessions.get(pair) == session:
+            self._disconnect(pair)
+
     def transmit(self, source: str, target: str, message: dict[str, Any]) -> bool:
         """Send through the present session: in order, at most once, after a delay."""
         session = self._sessions.get(frozenset((source, target)))
@@ -311,7 +319,9 @@ class Simulation:
             self._at(member.stalled_until - self.now + 1e-3, lambda: self._deliver(session, source, target, wire))
             return
         self.act(target, lambda replica: replica.receive(source, msgpack.unpackb(wire)))
-        self.act(target, lambda replica: replica.flush())
+        # A driver drains what its sockets hold before it flushes.
+        drain = self.random.choice([0.0, 0.0, 0.003])
+        self._at(drain, lambda: self.act(target, lambda replica: replica.flush()))
 
     # Safety
 
