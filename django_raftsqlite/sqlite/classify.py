@@ -308,6 +308,16 @@ def _prepare(connection: apsw.Connection, sql: str) -> _Prepared:
 
     Raises apsw.Error, and ProgrammingError where a second statement follows.
     """
+    try:
+        return _prepare_once(connection, sql)
+    except apsw.SQLError:
+        # SQLite looks for a newer schema when a statement is run, not (in most cases) when it cannot be prepared:
+        # the table that "already exists" may have been dropped by another connection since.
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        return _prepare_once(connection, sql)
+
+
+def _prepare_once(connection: apsw.Connection, sql: str) -> _Prepared:
     schemas: set[str] = set()
     written: set[str] = set()
     changed: set[str] = set()
