@@ -86,7 +86,9 @@ class Cursor:
         if not isinstance(sql_script, str):
             raise TypeError(f"executescript() argument must be str, not {type(sql_script).__name__}")
         with self.connection.lock:
+            rowcount = self.rowcount
             self._reset()
+            self.rowcount = rowcount
             self.connection.commit()
             for sql in statements(sql_script):
                 answer = self.connection.run(sql, None)

@@ -185,13 +185,11 @@ class Executor:
         if deferring and transaction is not None:
             transaction.defer_foreign_keys = bool(on)
             return Answer()
+        # None of them changes what a read gives, so readers are not told.
         if on == pragmas.STATE[name]:
             self._pragmas.pop(name, None)
         else:
             self._pragmas[name] = on
-        if name == "ignore_check_constraints":
-            # The only one that a read can see: PRAGMA integrity_check looks at constraints.
-            self._readers.alter(lambda on_reader: on_reader.pragma(name, on))
         return Answer()
 
     def _begin_statement(self, sql: str, _parameters: Any, classified: Classified) -> Answer:
@@ -265,7 +263,7 @@ class Executor:
                 bound: Parameters = bind(self._readers.current(), sql, parameters)
             except Exception as error:
                 # The transaction may have made the table that the reader does not know.
-                if not isinstance(error.__cause__ and error.__cause__.__cause__, apsw.SQLError):
+                if not isinstance(error.__cause__, apsw.SQLError):
                     raise
             else:
                 return bound

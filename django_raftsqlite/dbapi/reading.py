@@ -52,7 +52,8 @@ class Reader:
         # APSW forgets the columns of a SELECT as soon as it gave its last row, or had none: ask before the first
         # step. The closure holds the list alone, so that there is no cycle through the connection.
         def trace(cursor: apsw.Cursor, _sql: str, _bindings: Any) -> bool:
-            described[0] = cursor.get_description()
+            # Called again for a comment behind the semicolon, which has none.
+            described[0] = cursor.get_description() or described[0]
             return True
 
         self.described = described
@@ -215,6 +216,8 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
     raw, reader.spare = reader.spare or reader.connection.cursor(), None
     rows: list[Row] = []
     failure: Exception | None = None
+    begun = False
+    reader.described[0] = ()
     if read is not None:
         clock.enter(read.clock, read.seed)
     try:
@@ -222,12 +225,13 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
             raw.execute(sql, bindable(parameters))
         except KeyError:
             raw.execute(sql, bind(reader, sql, parameters))
+        begun = True
         rows.extend(islice(raw, EAGER))
     except Exception as error:
         failure = from_reader(error)
         if read is not None:
             read.failed(error)
-        if not rows:
+        if not begun:
             raw.close(True)
             raise failure from error
     finally:
