@@ -14,6 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import FORMAT_QMARK_REGEX
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteDatabaseWrapper
 from django.utils.asyncio import async_unsafe
+from django.utils.dateparse import parse_date, parse_datetime, parse_time
 from django.utils.functional import cached_property
 
 from . import dbapi
@@ -21,6 +22,7 @@ from .client import DatabaseClient
 from .configuration import Configuration, configure
 from .consistency import level_for
 from .creation import DatabaseCreation
+from .dbapi.types import text_converter
 from .environment import merge_environment
 from .errors import ErrorWrapper
 from .features import DatabaseFeatures
@@ -30,6 +32,15 @@ from .schema import DatabaseSchemaEditor
 from .validation import DatabaseValidation
 
 Database = dbapi
+
+# Django's parsers, which take a little more than ISO 8601; the tables are the driver's own.
+for _declared, _parse in (
+    ("date", parse_date),
+    ("time", parse_time),
+    ("datetime", parse_datetime),
+    ("timestamp", parse_datetime),
+):
+    dbapi.register_converter(_declared, text_converter(_parse))
 
 
 class DatabaseWrapper(SQLiteDatabaseWrapper):
