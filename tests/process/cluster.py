@@ -73,15 +73,17 @@ def free_ports(count: int) -> list[int]:
 
 
 class Worker:
-    """A running ``tests.process.worker``; one object per process, which ends with it.
+    """A running ``tests.process.worker``, or a ``module`` like it; one object per process, which ends with it.
 
     A thread of the test reads the answers; any thread may call.
     """
 
+    module = "tests.process.worker"
+
     def __init__(self, settings: Mapping[str, Any], log: Path, environment: Mapping[str, str]) -> None:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "tests.process.worker"],
+                [sys.executable, "-X", "faulthandler", "-m", self.module],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -232,7 +234,7 @@ class ClusterNode:
     def start(self, *, wait: bool = True) -> Worker:
         """Start its main process, which opens (and so hosts) the node at once."""
         assert not self.running
-        self.worker = Worker(self.settings, self.log, self.environment)
+        self.worker = self.worker_class(self.settings, self.log, self.environment)
         self.worker.send("open")
         if wait:
             self.wait_open()
@@ -247,7 +249,7 @@ class ClusterNode:
     def attach(self, **options: Any) -> Worker:
         """One more process on the same file; ``options`` change its OPTIONS."""
         settings = {**self.settings, "OPTIONS": {**self.settings["OPTIONS"], **options}}
-        worker = Worker(settings, self.folder / f"attached{len(self._extra)}.log", self.environment)
+        worker = self.worker_class(settings, self.folder / f"attached{len(self._extra)}.log", self.environment)
         self._extra.append(worker)
         worker.wait_ready()
         return worker
@@ -301,12 +303,14 @@ class ClusterNode:
 class Cluster:
     """The members of one group under ``folder``. Whoever makes it calls :meth:`destroy`, whatever happens."""
 
+    node_class = ClusterNode
+
     def __init__(self, folder: Path, size: int = 3, **options: Any) -> None:
         self.folder = folder
         self.peers = [f"127.0.0.1:{port}" for port in free_ports(size)]
         folder.mkdir(parents=True, exist_ok=True)
         self.nodes = [
-            ClusterNode(index, folder / f"node{index}", address, self.peers, options)
+            self.node_class(index, folder / f"node{index}", address, self.peers, options)
             for index, address in enumerate(self.peers)
         ]
 

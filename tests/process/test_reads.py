@@ -10,7 +10,7 @@ from .cluster import Cluster, ClusterNode, RemoteError, wait_until
 from .conftest import NewCluster
 from .proxy import Network
 
-ROUNDS = 40
+ROUNDS = 25
 
 
 @pytest.fixture

@@ -120,6 +120,11 @@ def stop_load() -> dict[str, int] | None:
     return None if load is None else load.stop()
 
 
+def finish() -> None:
+    """The process ends."""
+    stop_load()
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     verb.__name__: verb
     for verb in (

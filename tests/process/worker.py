@@ -20,6 +20,7 @@ import sys
 import threading
 from asyncio import BaseEventLoop
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(threadName)s] %(message)s"
@@ -36,10 +37,14 @@ def through_proxies(routes: dict[str, list[Any]]) -> None:
     BaseEventLoop.create_connection = routed  # type: ignore[method-assign,assignment]
 
 
+Verbs = dict[str, Callable[..., Any]]
+
+
 class Session:
     """A thread that runs the commands it is given, one after the other."""
 
-    def __init__(self, name: str, answer: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, name: str, verbs: Verbs, answer: Callable[[dict[str, Any]], None]) -> None:
+        self._verbs = verbs
         self._answer = answer
         self._commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"session {name}")
@@ -55,12 +60,10 @@ class Session:
     def _run(self) -> None:
         from django.db import connection
 
-        from tests.process import verbs
-
         while (command := self._commands.get()) is not None:
             answer: dict[str, Any] = {"id": command["id"]}
             try:
-                answer["ok"] = verbs.VERBS[command["verb"]](**command.get("args", {}))
+                answer["ok"] = self._verbs[command["verb"]](**command.get("args", {}))
             except Exception as error:
                 logging.getLogger("tests.worker").info("%s failed", command["verb"], exc_info=True)
                 answer["error"] = [type(error).__name__, str(error), getattr(error, "reason", None)]
@@ -68,8 +71,8 @@ class Session:
         connection.close()
 
 
-def main() -> None:
-    """Serve until standard input ends."""
+def main(module: str) -> None:
+    """Serve until standard input ends. ``module`` has the verbs, and ``finish()`` for the end."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test, which then stops its processes
     through_proxies(json.loads(os.environ.get("TEST_DIAL", "{}")))
@@ -81,8 +84,8 @@ def main() -> None:
     logging.getLogger("django_raftsqlite").setLevel(os.environ.get("TEST_LOG_LEVEL", "INFO"))
 
     from django_raftsqlite.node.registry import close_nodes
-    from tests.process import verbs
 
+    verbs = import_module(module)
     mutex = threading.Lock()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a stray print must not look like an answer
@@ -98,13 +101,13 @@ def main() -> None:
         command = json.loads(line)
         name = command["session"]
         if name not in sessions:
-            sessions[name] = Session(name, answer)
+            sessions[name] = Session(name, verbs.VERBS, answer)
         sessions[name].put(command)
-    verbs.stop_load()
+    verbs.finish()
     for session in sessions.values():
         session.close()
     close_nodes()
 
 
 if __name__ == "__main__":
-    main()
+    main("tests.process.verbs")
