@@ -13,6 +13,7 @@ import apsw
 from ..exceptions import NotSupportedError, ProgrammingError
 from . import pragmas
 from .connections import Connection
+from .definitions import check_definition
 from .tables import PREFIX
 from .text import DML, Token, is_blank, tokens, traits
 
@@ -229,7 +230,8 @@ def _same_setting(present: str, asked: str) -> bool:
 def _write(connection: apsw.Connection, sql: str, verb: str) -> Classified:
     if PREFIX in sql.lower():
         raise NotSupportedError(f"The tables named {PREFIX}* are the node's own; a statement may not write to them.")
-    _check_definition(connection, sql, verb)
+    if verb == "CREATE":
+        check_definition(connection, sql)
     details = _prepare(connection, sql)
     private = details.schemas - {"main"}
     if private:
@@ -379,124 +381,3 @@ def _refuse_local(sql: str, functions: frozenset[str], local: frozenset[str]) ->
             f"{min(used)}() is registered on this connection only; a write may use only what every node has. Register"
             " it with OPTIONS['functions']."
         )
-
-
-# What SQLite does not look up before a definition is used: functions in a trigger or a view, modules. A name that
-# no node has would fail every later write that meets it, on the apply connection of every node.
-
-
-def _check_definition(connection: apsw.Connection, sql: str, verb: str) -> None:
-    if verb != "CREATE":
-        return
-    words = [token for token in tokens(sql) if token.text != ";"]
-    upper = [word.text.upper() if word.kind == "word" else "" for word in words]
-    head = upper[1:4]
-    if "VIRTUAL" in head and "USING" in upper:
-        using = upper.index("USING")
-        if using + 1 < len(words):
-            module = words[using + 1].name
-            if module.lower() not in _known(connection, "module"):
-                raise NotSupportedError(f"There is no module {module}; every node must have it.")
-    elif "TRIGGER" in head or "VIEW" in head:
-        unknown = _unknown_calls(connection, words, upper)
-        if unknown:
-            raise NotSupportedError(
-                f"There is no function {unknown}(); a {'trigger' if 'TRIGGER' in head else 'view'} may call only what"
-                " every node has. Register it with OPTIONS['functions'] first."
-            )
-
-
-_NOT_CALLS: Final = frozenset(
-    [
-        "ALL",
-        "AND",
-        "AS",
-        "BETWEEN",
-        "BY",
-        "CASE",
-        "CAST",
-        "CHECK",
-        "COLLATE",
-        "CONFLICT",
-        "DISTINCT",
-        "ELSE",
-        "ESCAPE",
-        "EXCEPT",
-        "EXISTS",
-        "FILTER",
-        "FROM",
-        "GLOB",
-        "GROUP",
-        "HAVING",
-        "IN",
-        "INTERSECT",
-        "INTO",
-        "IS",
-        "ISNULL",
-        "JOIN",
-        "KEY",
-        "LIKE",
-        "LIMIT",
-        "MATCH",
-        "MATERIALIZED",
-        "NOT",
-        "NOTNULL",
-        "OF",
-        "OFFSET",
-        "ON",
-        "OR",
-        "ORDER",
-        "OVER",
-        "PARTITION",
-        "RAISE",
-        "REGEXP",
-        "RETURNING",
-        "SELECT",
-        "SET",
-        "THEN",
-        "UNION",
-        "UNIQUE",
-        "USING",
-        "VALUES",
-        "WHEN",
-        "WHERE",
-        "WINDOW",
-        "WITH",
-    ]
-)
-
-
-def _unknown_calls(connection: apsw.Connection, words: list[Token], upper: list[str]) -> str | None:
-    """The first name before a parenthesis that is neither a function, a module, a keyword nor a declaration."""
-    known = _known(connection, "function") | _known(connection, "module")
-    for i in range(1, len(words) - 1):
-        word = words[i]
-        if words[i + 1].text != "(" or word.kind not in {"word", "quoted"}:
-            continue
-        if upper[i] in _NOT_CALLS or word.name.lower() in known or upper[i - 1] == "INTO":
-            continue
-        # `WITH name(columns) AS (` and `CREATE VIEW name(columns) AS SELECT`, against `f(x) AS alias`.
-        after = _closing(words, i + 1) + 1
-        if upper[after : after + 1] == ["AS"] and after + 1 < len(words):
-            following = words[after + 1]
-            if following.text == "(" or upper[after + 1] in {"SELECT", "VALUES", "WITH", "NOT", "MATERIALIZED"}:
-                continue
-        return word.name
-    return None
-
-
-def _closing(words: list[Token], opening: int) -> int:
-    depth = 0
-    for i in range(opening, len(words)):
-        if words[i].text == "(":
-            depth += 1
-        elif words[i].text == ")":
-            depth -= 1
-            if depth == 0:
-                return i
-    return len(words)
-
-
-def _known(connection: apsw.Connection, what: str) -> frozenset[str]:
-    """The names of all functions or modules of ``connection``, in lower case."""
-    return frozenset(row[0].lower() for row in connection.execute(f"PRAGMA {what}_list"))

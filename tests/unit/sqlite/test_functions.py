@@ -1,0 +1,304 @@
+"""Clock, randomness and functions: the same on every node while replaying, the real thing otherwise."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from django.db.backends.sqlite3._functions import register as django_functions
+
+from django_raftsqlite.sqlite import clock
+from django_raftsqlite.sqlite.connections import Connection, open_writer
+from django_raftsqlite.sqlite.errors import convert_error
+from django_raftsqlite.sqlite.functions import FunctionRegistry
+from django_raftsqlite.sqlite.tables import create
+
+from .replay import CLOCK
+
+NOW = "2023-11-14 22:13:20"
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[..., Connection]]:
+    """Opens writable connections with these registrars."""
+    opened = []
+
+    def open_one(*registrars: Callable[[FunctionRegistry], None]) -> Connection:
+        connection = open_writer(tmp_path / "db", registrars)
+        create(connection)
+        opened.append(connection)
+        return connection
+
+    yield open_one
+    for connection in opened:
+        connection.close()
+
+
+def value(connection: apsw.Connection, sql: str, parameters: Any = None) -> Any:
+    return connection.execute(sql, parameters).fetchall()[0][0]
+
+
+class TestClock:
+    @pytest.mark.parametrize(
+        ("sql", "expected"),
+        [
+            ("SELECT datetime('now')", NOW),
+            ("SELECT CURRENT_TIMESTAMP", NOW),
+            ("SELECT CURRENT_DATE", "2023-11-14"),
+            ("SELECT CURRENT_TIME", "22:13:20"),
+            ("SELECT strftime('%s', 'now')", "1700000000"),
+            ("SELECT strftime('%f', 'now')", "20.123"),
+            ("SELECT unixepoch()", 1_700_000_000),
+            ("SELECT date()", "2023-11-14"),
+            ("SELECT time()", "22:13:20"),
+            ("SELECT timediff('now', '2023-11-14 22:13:20.000')", "+0000-00-00 00:00:00.123"),
+            ("SELECT CAST((julianday('now') - 2440587.5) * 864 AS INTEGER)", 17_000_000),
+        ],
+    )
+    def test_every_way_to_ask_for_the_time_gives_the_statements(
+        self, connect: Callable[..., Connection], sql: str, expected: object
+    ) -> None:
+        """All of SQLite's date functions read the VFS's clock."""
+        with clock.replaying(CLOCK + 123, 1):
+            assert value(connect(), sql) == expected
+
+    def test_a_columns_default_gives_it_too(self, connect: Callable[..., Connection]) -> None:
+        """A default is evaluated at the insert, not written into the statement."""
+        connection = connect()
+        connection.execute("CREATE TABLE t(x, at DEFAULT CURRENT_TIMESTAMP, r DEFAULT (random()))")
+        for _ in range(2):
+            with clock.replaying(CLOCK, 5):
+                connection.execute("INSERT INTO t DEFAULT VALUES")
+        first, second = connection.execute("SELECT at, r FROM t").fetchall()
+        assert first == second
+        assert first[0] == NOW
+
+    def test_without_an_entry_it_is_the_real_time(self, connect: Callable[..., Connection]) -> None:
+        """Ordinary reads ask for now and mean it."""
+        connection = connect()
+        with clock.replaying(CLOCK, 1):
+            pass
+        before = int(time.time())
+        seen = value(connection, "SELECT unixepoch()")
+        assert before <= seen <= int(time.time())
+
+    def test_each_thread_has_its_own(self, connect: Callable[..., Connection]) -> None:
+        """Scratch and apply run at the same time, in other threads than the readers."""
+        connection = connect()
+        seen: list[int] = []
+        with clock.replaying(CLOCK, 1):
+            thread = threading.Thread(target=lambda: seen.append(value(connection, "SELECT unixepoch()")))
+            thread.start()
+            thread.join()
+        assert seen[0] > CLOCK // 1000
+
+    def test_file_io_stays_in_the_default_vfs(self, connect: Callable[..., Connection]) -> None:
+        """Only the clock is ours: a Python call per page would be paid by every statement."""
+        overridden = {name for name in vars(type(clock._vfs)) if name.startswith("x")}
+        assert overridden == {"xCurrentTimeInt64"}
+        assert connect().open_vfs == clock.VFS_NAME
+
+
+class TestRandomness:
+    SQL = "SELECT random(), hex(randomblob(16)), RAND(), random() FROM (SELECT 1 UNION ALL SELECT 2)"
+
+    def test_the_same_seed_gives_the_same_values(self, connect: Callable[..., Connection]) -> None:
+        """On another connection too, whatever was drawn before."""
+        one, two = connect(django_functions), connect(django_functions)
+        value(two, "SELECT random()")
+        seen = []
+        for connection in (one, two):
+            with clock.replaying(CLOCK, 42):
+                seen.append(connection.execute(self.SQL).fetchall())
+        assert seen[0] == seen[1]
+        assert len({cell for row in seen[0] for cell in row}) == 8
+
+    def test_another_seed_gives_others(self, connect: Callable[..., Connection]) -> None:
+        """Two statements of one transaction must not get the same UUID."""
+        connection = connect(django_functions)
+        seen = set()
+        for seed in range(5):
+            with clock.replaying(CLOCK, seed):
+                seen.add(tuple(connection.execute(self.SQL).fetchall()))
+        assert len(seen) == 5
+
+    def test_without_a_seed_it_is_real_randomness(self, connect: Callable[..., Connection]) -> None:
+        """A read on a reader is nobody's replay."""
+        connection = connect(django_functions)
+        assert len({tuple(connection.execute(self.SQL).fetchall()) for _ in range(5)}) == 5
+
+    def test_order_by_random_repeats(self, connect: Callable[..., Connection]) -> None:
+        """`order_by('?')` within a write picks the same rows everywhere."""
+        connection = connect()
+        connection.execute("CREATE TABLE t(a)")
+        for i in range(50):
+            connection.execute("INSERT INTO t VALUES (?)", (i,))
+        orders = []
+        for _ in range(2):
+            with clock.replaying(CLOCK, 3):
+                orders.append([a for (a,) in connection.execute("SELECT a FROM t ORDER BY random()")])
+        assert orders[0] == orders[1] != sorted(orders[0])
+
+    def test_they_look_like_sqlites_own(self, connect: Callable[..., Connection]) -> None:
+        """random() is a 64-bit integer whose abs() exists; randomblob() has at least a byte."""
+        connection = connect()
+        with clock.replaying(CLOCK, 3):
+            draws = [value(connection, "SELECT abs(random())") for _ in range(50)]
+        assert all(0 <= draw < 2**63 for draw in draws)
+        assert max(draws) > 2**60
+        for size, length in ((16, 16), (0, 1), (-5, 1), (None, 1), ("x", 1), (3.7, 3)):
+            assert len(value(connection, "SELECT randomblob(?)", (size,))) == length
+        with pytest.raises(apsw.TooBigError):
+            value(connection, "SELECT randomblob(2000000000)")
+
+    def test_djangos_uuids_are_drawn_from_the_entry(self, connect: Callable[..., Connection]) -> None:
+        """In the form its own function gives; only where Django registers them."""
+
+        def registrar(registry: FunctionRegistry) -> None:
+            registry.create_function("UUIDV4", 0, lambda: uuid.uuid4().hex)
+            registry.create_function("UUIDV7", 0, lambda: str(uuid.uuid4()))
+
+        connection = connect(registrar)
+        with clock.replaying(CLOCK, 3):
+            four, seven = connection.execute("SELECT UUIDV4(), UUIDV7()").fetchall()[0]
+        with clock.replaying(CLOCK, 3):
+            assert connection.execute("SELECT UUIDV4(), UUIDV7()").fetchall() == [(four, seven)]
+        assert (len(four), len(seven)) == (32, 36)
+        assert (uuid.UUID(four).version, uuid.UUID(seven).version) == (4, 7)
+        assert uuid.UUID(four).variant == uuid.UUID(seven).variant == uuid.RFC_4122
+        assert uuid.UUID(seven).int >> 80 == CLOCK
+        with pytest.raises(apsw.SQLError, match="no such function"):
+            value(connect(), "SELECT UUIDV4()")
+
+
+class TestRegistry:
+    def test_djangos_functions_can_be_registered(self, connect: Callable[..., Connection]) -> None:
+        """They are handed in by a registrar, and are written for sqlite3's signatures."""
+        connection = connect(django_functions)
+        assert value(connection, "SELECT django_date_extract('year', '2024-05-06')") == 2024
+        assert value(connection, "SELECT 'abc' REGEXP 'b.'") == 1
+        assert value(connection, "SELECT STDDEV_POP(x) FROM (SELECT 1 AS x UNION SELECT 5)") == statistics.pstdev(
+            [1, 5]
+        )
+        assert ("rand", 0) in connection.registry.names
+        assert ("stddev_pop", 1) in connection.registry.names
+
+    def test_the_names_are_what_registrars_registered(self, connect: Callable[..., Connection]) -> None:
+        """Lower case with the number of arguments; our own overrides are everywhere and not listed."""
+
+        def registrar(registry: FunctionRegistry) -> None:
+            registry.create_function("Twice", 1, lambda x: 2 * x, deterministic=True)
+            registry.create_collation("Backwards", lambda a, b: (a < b) - (a > b))
+
+        assert connect(registrar).registry.names == {("twice", 1), ("backwards", -2)}
+        assert connect().registry.names == frozenset()
+
+    def test_a_deterministic_function_may_be_indexed(self, connect: Callable[..., Connection]) -> None:
+        """SQLite refuses others in an index."""
+
+        def registrar(registry: FunctionRegistry) -> None:
+            registry.create_function("yes", 1, lambda x: x, deterministic=True)
+            registry.create_function("no", 1, lambda x: x)
+
+        connection = connect(registrar)
+        connection.execute("CREATE TABLE t(a)")
+        connection.execute("CREATE INDEX i ON t(yes(a))")
+        with pytest.raises(apsw.SQLError, match="non-deterministic"):
+            connection.execute("CREATE INDEX j ON t(no(a))")
+
+    def test_window_functions_have_sqlite3s_methods(self, connect: Callable[..., Connection]) -> None:
+        """step, inverse, value and finalize."""
+
+        class Sum:
+            def __init__(self) -> None:
+                self.total = 0
+
+            def step(self, x: int) -> None:
+                self.total += x
+
+            def inverse(self, x: int) -> None:
+                self.total -= x
+
+            def value(self) -> int:
+                return self.total
+
+            def finalize(self) -> int:
+                return self.total
+
+        connection = connect(lambda registry: registry.create_window_function("mysum", 1, Sum))
+        sql = "SELECT mysum(x) OVER (ORDER BY x ROWS 1 PRECEDING) FROM (SELECT 1 AS x UNION SELECT 2 UNION SELECT 4)"
+        assert [total for (total,) in connection.execute(sql)] == [1, 3, 6]
+
+    def test_a_closed_connection_is_not_kept_alive_by_its_functions(self, tmp_path: Path) -> None:
+        """The counters know their connection weakly: it would be a cycle through C that nothing can collect."""
+        connection = open_writer(tmp_path / "db", (django_functions,))
+        create(connection)
+        connection.counters.restart()
+        gone = weakref.ref(connection)
+        connection.close()
+        del connection
+        gc.collect()
+        assert gone() is None
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("sql", "parameters", "kind", "code"),
+        [
+            ("SELEC", None, "sqlite", apsw.SQLITE_ERROR),
+            ("SELECT * FROM nowhere", None, "sqlite", apsw.SQLITE_ERROR),
+            ("INSERT INTO t VALUES (1), (1)", None, "sqlite", apsw.SQLITE_CONSTRAINT_UNIQUE),
+            ("SELECT ?", (), "binding", 0),
+            ("SELECT ?, ?", (1, 2, 3), "binding", 0),
+            ("SELECT :a", {"b": 1}, "binding", 0),
+            ("SELECT ?", (object(),), "binding", 0),
+            ("SELECT ?", (2**63,), "overflow", 0),
+            ("SELECT ?", ("\ud800",), "unicode", 0),
+            ("SELECT CAST(x'ff' AS TEXT)", None, "unicode", 0),
+            ("SELECT raises()", None, "function", apsw.SQLITE_ERROR),
+            ("SELECT raises_in_step(1)", None, "function", apsw.SQLITE_ERROR),
+            ("SELECT 'a' < 'b' COLLATE raises", None, "function", apsw.SQLITE_ERROR),
+            ("SELECT gives_an_object()", None, "function", apsw.SQLITE_ERROR),
+        ],
+    )
+    def test_each_failure_has_its_kind_and_sqlites_code(
+        self, connect: Callable[..., Connection], sql: str, parameters: Any, kind: str, code: int
+    ) -> None:
+        """A KeyError is a missing parameter, unless a function raised it."""
+
+        def raises(*_: object) -> None:
+            raise KeyError("x")
+
+        class Aggregate:
+            step = finalize = raises
+
+        def registrar(registry: FunctionRegistry) -> None:
+            registry.create_function("raises", 0, raises)
+            registry.create_function("gives_an_object", 0, object)
+            registry.create_aggregate("raises_in_step", 1, Aggregate)
+            registry.create_collation("raises", raises)  # type: ignore[arg-type]
+
+        connection = connect(registrar)
+        connection.execute("CREATE TABLE t(a UNIQUE)")
+        with pytest.raises(Exception) as caught:
+            connection.execute(sql, parameters).fetchall()
+        error = convert_error(caught.value)
+        assert (error.kind, error.code) == (kind, code)
+        assert error.__cause__ is caught.value
+        if kind == "sqlite":
+            assert error.message == str(caught.value)
+
+    def test_what_is_nobodys_answer_is_raised_again(self) -> None:
+        """MemoryError and KeyboardInterrupt are not the statement's."""
+        for exception in (MemoryError(), KeyboardInterrupt()):
+            with pytest.raises(type(exception)):
+                convert_error(exception)
