@@ -69,6 +69,11 @@ class Executor:
             classified = self._classified_by_text(sql, error)
         if self.trace is not None:
             self.trace(sql)
+        if self.transaction is None and classified.for_update:
+            # A lock that ended with its own statement would be none; sqlite3 has no such statement to begin at.
+            if self.isolation_level is None:
+                return self._read_locked(sql, parameters, classified)
+            self._begin(self.isolation_level or self._transaction_mode, sql)
         transaction = self.transaction
         if transaction is not None:
             if transaction.lost is not None and classified.kind is not Kind.ROLLBACK:
@@ -111,6 +116,15 @@ class Executor:
         adapted = bind(reader, sql, parameters) if isinstance(parameters, dict) else adapt_all(parameters)
         read = transaction.record(sql, adapted)
         return select(reader, sql, adapted, self._readers, read)
+
+    def _read_locked(self, sql: str, parameters: Any, classified: Classified) -> Answer:
+        """A locking read in autocommit: it waits for the lock (or with NOWAIT does not), and gives it back."""
+        self._begin("", sql)
+        transaction = self._opened
+        try:
+            return self._read_in(transaction, sql, parameters, classified)
+        finally:
+            self.finish(transaction.rollback)
 
     def _write(self, sql: str, parameters: Any, classified: Classified) -> Answer:
         if self.transaction is None and self.isolation_level is not None and classified.dml:
