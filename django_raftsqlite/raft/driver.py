@@ -441,6 +441,8 @@ class RaftDriver:
                 logger.exception("A read index could not be handed on")
 
     def _announce(self) -> None:
+        if self._stopping:
+            return
         view = self.view
         seen = (view.role, view.term, view.leader, view.connected, view.established)
         if seen == self._told:

@@ -206,7 +206,7 @@ class Handshake:
     @property
     def claimed(self) -> str | None:
         """Who the other side says it is; for messages only."""
-        return self._dial or (self._theirs.source if self._theirs else None)
+        return None if self._theirs is None else self._theirs.source
 
     def start(self) -> dict[str, Any]:
         """The dialer's first message."""

@@ -222,7 +222,7 @@ class Session(asyncio.Protocol):
                 else:
                     self._shake(handshake, message)
         except HandshakeError as error:
-            self.close(_with_claim(handshake, str(error)), answer=error.answer)
+            self.close(f"{self._claim(handshake)}{error}", answer=error.answer)
         except (FrameError, PeerFault) as error:
             self.close(str(error), level=logging.WARNING)
         except Exception as error:
@@ -247,6 +247,10 @@ class Session(asyncio.Protocol):
         """Harmless differences between the two nodes, for the hub to tell once."""
         return () if self._handshake is None else self._handshake.warnings
 
+    def _claim(self, handshake: Handshake) -> str:
+        """Who a stranger says it is, for the log; whom this node dialled is known."""
+        return "" if self._dial or handshake.claimed is None else f"as {handshake.claimed!r:.80}: "
+
     def _too_slow(self) -> None:
         self.close(f"it did not prove itself within {HANDSHAKE_SECONDS:g} seconds")
 
@@ -267,10 +271,6 @@ class Session(asyncio.Protocol):
         if not self.done.done():
             self.done.set_result(None)
         self._hub.released(self)
-
-
-def _with_claim(handshake: Handshake, text: str) -> str:
-    return text if handshake.claimed is None else f"as {handshake.claimed!r:.80}: {text}"
 
 
 def _format(peername: Any) -> str:

@@ -137,6 +137,7 @@ def test_stopping_is_idempotent_and_bounded_without_a_successor(tmp_path: Path) 
         driver.stop(timeout=60.0)
         assert not driver.call(print)
         assert not [thread for thread in threading.enumerate() if thread.name == f"raftsqlite {leader.address}"]
+        assert {view.role for view in leader.views} <= {"follower", "candidate", "leader"}, "a stop is no failure"
         never = RaftDriver(leader.config, applied=0, on_commit=_unused, on_message=_unused, on_view=_unused, facts={})
         never.stop(timeout=1.0)
 
@@ -213,8 +214,8 @@ def test_a_fault_of_the_state_machine_stops_its_member_before_the_next_entry(tmp
         failing = next(member for member in group.members if member is not leader)
         assert isinstance(failing, Failing)
         failing.poisoned = True
-        for payload in (b"good", b"poison", b"later"):
-            leader.propose(payload)
+        # In one go, so that they are committed together.
+        leader.on_loop(lambda driver: [driver.propose(payload) for payload in (b"good", b"poison", b"later")])
         wait_until(lambda: failing.view.role == "failed", "the member has failed")
         assert failing.payloads == [b"good"]
         assert "cannot" in str(failing.view.reason)

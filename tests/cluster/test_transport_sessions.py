@@ -64,6 +64,19 @@ def test_messages_arrive_in_order_and_whole(configs: list[RaftConfig]) -> None:
     run(main)
 
 
+def test_members_are_found_by_name(configs: list[RaftConfig], tmp_path: Path) -> None:
+    """A host name may have several addresses, some of which this machine does not have (::1, often)."""
+    peers = tuple(sorted(config.address.replace("127.0.0.1", "localhost") for config in configs))
+
+    async def main() -> None:
+        one_config, two_config = (RaftConfig(peer, peers, tmp_path / "log", secret=SECRET) for peer in peers[:2])
+        async with Endpoint(one_config) as one, Endpoint(two_config) as two:
+            await joined(one, two)
+            await still_talk(one, two)
+
+    run(main)
+
+
 def test_of_a_pair_only_the_greater_address_dials(configs: list[RaftConfig]) -> None:
     """Each pair has exactly one session, whoever started first."""
 

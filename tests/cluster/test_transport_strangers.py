@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from django_raftsqlite.raft import session as session_module
 from django_raftsqlite.raft.config import RaftConfig
-from django_raftsqlite.raft.frames import MAX_FRAME, MAX_HELLO
+from django_raftsqlite.raft.frames import MAX_FRAME, MAX_HELLO, FrameEncoder
 from django_raftsqlite.raft.handshake import Handshake, Identity
 from django_raftsqlite.raft.session import PeerFault
 from django_raftsqlite.raft.transport import MAX_STRANGERS
@@ -219,6 +222,35 @@ def test_application_frames_before_the_proof_are_not_delivered(
 
     written, _ = attacked(configs, caplog, attack)
     the_line(written, "its secret is not this group's secret")
+
+
+def test_audit_t2_nothing_of_the_network_is_ever_unpickled(
+    configs: list[RaftConfig], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """What the bare library unpickles from anybody, and obeys, is bytes without a meaning here: its utility messages
+    (as it frames them, and as our frames could carry them), and a pickle that runs code when it is read."""
+    touched = tmp_path / "touched"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+            return (Path.touch, (touched,))
+
+    pickles = [pickle.dumps(message, 2) for message in ("readonly", ["status"], ["add", "127.0.0.1:1"], Bomb())]
+    stock = [struct.pack("i", len(data)) + data for data in map(zlib.compress, pickles)]
+    framed = [struct.pack(">I", len(data)) + data for data in pickles]
+    wrapped = [FrameEncoder().encode({"type": "add", "proof": data, "magic": data}) for data in pickles]
+    for data in [*stock, *framed, *wrapped]:
+
+        async def attack(caller: Caller, data: bytes = data) -> None:
+            caller.write(data)
+            caller.writer.write_eof()
+
+        written, told = attacked(configs, caplog, attack)
+        the_line(written, "Refused a connection")
+        assert told == []
+    assert not touched.exists()
+    pickle.loads(pickles[-1])
+    assert touched.exists(), "the pickle does run code where it is read"
 
 
 @pytest.mark.parametrize("fault", [PeerFault("no member says that"), KeyError("term")])
