@@ -248,6 +248,10 @@ def _write(connection: apsw.Connection, sql: str, verb: str) -> Classified:
             raise NotSupportedError(
                 f"{own[0]} is SQLite's own table; writing to it acts only after a restart. Run ANALYZE instead."
             )
+    if details.physical:
+        raise NotSupportedError(
+            f"{min(details.physical)} differs between nodes; read it first, and pass what you read as a parameter."
+        )
     if "load_extension" in details.functions:
         raise NotSupportedError(
             "load_extension() cannot be replicated; register functions with OPTIONS['functions']."
@@ -291,13 +295,15 @@ class _Prepared:
     """What SQLite says about a statement: see https://sqlite.org/c3ref/c_alter_table.html for the actions.
 
     ``schemas`` it touches ("main", "temp", an attached one), those it has ``written`` to, the tables it
-    ``changed`` (lower case), the ``functions`` it calls (lower case).
+    ``changed`` (lower case), the ``functions`` it calls (lower case), the ``physical`` tables it reads: those that
+    tell of pages and of this connection, not of rows.
     """
 
     schemas: frozenset[str]
     written: frozenset[str]
     changed: frozenset[str]
     functions: frozenset[str]
+    physical: frozenset[str]
     returns_rows: bool
 
 
@@ -325,12 +331,15 @@ def _prepare_once(connection: apsw.Connection, sql: str) -> _Prepared:
     changed: set[str] = set()
     functions: set[str] = set()
     altered: set[str] = set()
+    physical: set[str] = set()
     tail = ""
     returns_rows = False
 
     def authorizer(
         action: int, third: str | None, fourth: str | None, schema: str | None, _within: str | None
     ) -> int:
+        if action == apsw.SQLITE_READ and _is_physical((third or "").lower()):
+            physical.add((third or "").lower())
         if action == apsw.SQLITE_FUNCTION:
             functions.add((fourth or "").lower())
         elif action == apsw.SQLITE_ALTER_TABLE:
@@ -367,7 +376,20 @@ def _prepare_once(connection: apsw.Connection, sql: str) -> _Prepared:
         _refuse_stacked()
     if altered:
         schemas = written = altered
-    return _Prepared(frozenset(schemas), frozenset(written), frozenset(changed), frozenset(functions), returns_rows)
+    return _Prepared(
+        frozenset(schemas),
+        frozenset(written),
+        frozenset(changed),
+        frozenset(functions),
+        frozenset(physical),
+        returns_rows,
+    )
+
+
+def _is_physical(table: str) -> bool:
+    if table.startswith("pragma_"):
+        return table.removeprefix("pragma_") not in pragmas.LOGICAL
+    return table in {"dbstat", "sqlite_dbpage"}
 
 
 def _refuse_stacked() -> None:

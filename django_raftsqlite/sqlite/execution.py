@@ -8,6 +8,7 @@ from . import clock
 from .connections import Connection
 from .entry import Column, Result, Statement
 from .errors import MISSING, StatementError, convert_error
+from .tables import forget_own_statistics
 from .text import traits
 
 # https://sqlite.org/rescode.html. Errors that follow from the statement and the data alone, on every machine.
@@ -44,6 +45,9 @@ def run(connection: Connection, statement: Statement) -> Result:
         rows = cursor.execute(sql, parameters).fetchall()
     finally:
         clock.leave()
+    if kind.verb == "ANALYZE":
+        with connection.counters.uncounted():
+            forget_own_statistics(connection)
     if not kind.dml:
         return Result(columns, rows)
     changes = connection.changes()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apsw
@@ -86,10 +87,19 @@ class StatementCounters:
         connection = self._connection()
         assert connection is not None
         connection.set_last_insert_rowid(0)
-        if connection.changes():
-            # Only a completed INSERT, UPDATE or DELETE sets changes(); this one touches no row.
-            connection.execute("DELETE FROM _raftsqlite_state WHERE 0")
+        _forget_changes(connection)
         self._start = connection.total_changes()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is written in this block is counted nowhere; `changes()` is 0 after it."""
+        connection = self._connection()
+        assert connection is not None
+        before, rowid = connection.total_changes(), connection.last_insert_rowid()
+        yield
+        self._start += connection.total_changes() - before
+        connection.set_last_insert_rowid(rowid)
+        _forget_changes(connection)
 
     def total_changes(self) -> int:
         """Rows changed since :meth:`restart`."""
@@ -123,6 +133,12 @@ def register(
         if original is not None:
             scalar(name, _uuid_function(version, dashes="-" in str(original())), 0)
     return registry, counters
+
+
+def _forget_changes(connection: apsw.Connection) -> None:
+    if connection.changes():
+        # Only a completed INSERT, UPDATE or DELETE sets changes(); this one touches no row.
+        connection.execute("DELETE FROM _raftsqlite_state WHERE 0")
 
 
 def _random() -> int:

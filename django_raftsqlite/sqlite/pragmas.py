@@ -46,6 +46,18 @@ READS: Final = frozenset(
 )
 """They only look; a value is the name of what to look at."""
 
+LOGICAL: Final = REPLICATED | {
+    "foreign_key_check",
+    "foreign_key_list",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "table_info",
+    "table_list",
+    "table_xinfo",
+}
+"""Their table-valued functions tell what is the same on every node, so that a write may use them."""
+
 HARMLESS: Final = frozenset(
     {
         "automatic_index",

@@ -134,6 +134,15 @@ def load_origins(connection: apsw.Connection) -> dict[bytes, Origin]:
     return {origin: Origin(low, version, time, highest or 0) for origin, low, version, time, highest in rows}
 
 
+def forget_own_statistics(connection: apsw.Connection) -> None:
+    """Undo what ANALYZE noted about our own tables: how full they are depends on how entries were batched."""
+    found: Any = connection.execute(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name IN ('sqlite_stat1', 'sqlite_stat4')"
+    ).fetchall()
+    for (name,) in found:
+        connection.execute(f"DELETE FROM {name} WHERE substr(tbl, 1, ?) = ?", (len(PREFIX), PREFIX))
+
+
 def read_base(connection: apsw.Connection) -> Base:
     """The identity of the state that ``connection``'s transaction (or its next statement) sees."""
     rows = connection.execute("SELECT lineage, version, last FROM _raftsqlite_state").fetchall()

@@ -267,6 +267,13 @@ class TestRefusals:
         with pytest.raises((apsw.SQLError, NotSupportedError)):
             classify(reader, "DELETE FROM sqlite_schema")
 
+    def test_a_write_cannot_look_at_pages_or_at_its_connection(self, reader: Connection) -> None:
+        """How full the file is depends on batches and checkpoints; the schema is the same everywhere."""
+        for source in ("pragma_page_count", "pragma_data_version", "pragma_compile_options", "dbstat"):
+            with pytest.raises(NotSupportedError, match=source):
+                classify(reader, f"INSERT INTO t(a) SELECT x.* FROM (SELECT 1 FROM {source} LIMIT 1) AS x")
+        classify(reader, "INSERT INTO t(a) SELECT name FROM pragma_table_info('t')")
+
     def test_load_extension_is_refused_in_writes(self, reader: Connection) -> None:
         """No other node would have it."""
         with pytest.raises(NotSupportedError, match="load_extension"):

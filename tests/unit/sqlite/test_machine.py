@@ -523,6 +523,19 @@ class TestStateBetweenTransactions:
         replica.restart()
         assert plan() == before
 
+    def test_statistics_do_not_tell_of_our_own_tables(self, make_replica: Make) -> None:
+        """How many outcomes are stored when ANALYZE runs depends on the batch; nor does ANALYZE count as a change."""
+        replica = make_replica(TABLE, "INSERT INTO t(a) VALUES (1), (2)", "CREATE TABLE seen(a, b, c)")
+        replica.done(
+            "INSERT INTO t(a) VALUES (8), (9)",
+            "ANALYZE",
+            "INSERT INTO seen VALUES (changes(), total_changes(), last_insert_rowid())",
+        )
+        for table in ("sqlite_stat1", "sqlite_stat4"):
+            assert replica.rows(f"SELECT * FROM {table} WHERE tbl LIKE '%raftsqlite%'") == []
+            assert replica.rows(f"SELECT count(*) FROM {table} WHERE tbl = 't'") > [(0,)]
+        assert replica.rows("SELECT * FROM seen") == [(0, 2, 4)]
+
 
 class TestBases:
     def test_a_transaction_applies_only_to_the_state_it_was_based_on(self, make_replica: Make) -> None:
