@@ -21,24 +21,18 @@ from .script_text import statements
 
 def dump(source: apsw.Connection) -> Iterator[str]:
     """The statements of `.dump` for all tables but the node's own, taken at once, so that they are one state."""
-    names = [
-        name
-        for (name,) in source.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY rowid")
-        if not name.startswith((PREFIX, "sqlite_"))
-    ]
     written = io.StringIO()
     shell = apsw.shell.Shell(stdout=written, stderr=io.StringIO(), db=source)
-    # The patterns of `.dump` are LIKE patterns.
-    shell.command_dump(  # type: ignore[no-untyped-call]
-        [name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%") for name in names]
-    )
+    shell.command_dump([])  # type: ignore[no-untyped-call]
     for statement in statements(written.getvalue()):
         text = _LEADING_COMMENTS.sub("", statement)
-        if not text.startswith(("PRAGMA page_size", "DROP TABLE IF EXISTS")):
+        if not _LEFT_OUT.match(text):
             yield text
 
 
 _LEADING_COMMENTS = re.compile(r"\A(?:--[^\n]*\n\s*)+")
+# Our own tables, and what the shell writes so that its output can be loaded over what is there.
+_LEFT_OUT = re.compile(rf"PRAGMA page_size|DROP TABLE IF EXISTS|(?:CREATE TABLE|INSERT INTO) [\"\[`]?{PREFIX}")
 
 
 def backup(source: apsw.Connection, target: object, *, pages: int, progress: Any, name: str, sleep: float) -> None:
