@@ -21,7 +21,7 @@ def holder(connect: Connect) -> dbapi.Connection:
     return holder
 
 
-def test_with_autocommit_off_a_locking_read_begins_the_transaction(holder: dbapi.Connection, connect: Connect) -> None:
+def test_with_autocommit_off_a_locking_read_begins_a_transaction(holder: dbapi.Connection, connect: Connect) -> None:
     holder.isolation_level = ""
     assert holder.execute(f"SELECT x FROM t {FOR_UPDATE}").fetchall() == [(1,)]
     assert holder.in_transaction
