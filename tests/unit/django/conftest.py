@@ -28,16 +28,16 @@ import django  # noqa: E402 - after its settings are named
 django.setup()
 
 from django.db import connection, connections  # noqa: E402
+from django.test.utils import setup_databases, teardown_databases  # noqa: E402
 
 from django_raftsqlite.node.registry import close_nodes  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def _test_database() -> Iterator[None]:
-    old_name = str(connection.settings_dict["NAME"])
-    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    old_config = setup_databases(verbosity=0, interactive=False, serialized_aliases=set())
     yield
-    connection.creation.destroy_test_db(old_name, verbosity=0)
+    teardown_databases(old_config, verbosity=0)
 
 
 @pytest.fixture

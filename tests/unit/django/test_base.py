@@ -82,12 +82,12 @@ def test_an_integrity_error_in_an_inner_block_does_not_spoil_the_outer_one() -> 
 def test_savepoints_may_be_used_by_hand() -> None:
     with transaction.atomic():
         Event.objects.create(text="one")
-        savepoint = transaction.savepoint()
+        savepoint = connection.savepoint()
         Event.objects.create(text="two")
-        transaction.savepoint_rollback(savepoint)
-        savepoint = transaction.savepoint()
+        connection.savepoint_rollback(savepoint)
+        savepoint = connection.savepoint()
         Event.objects.create(text="three")
-        transaction.savepoint_commit(savepoint)
+        connection.savepoint_commit(savepoint)
     assert texts() == ["one", "three"]
 
 
@@ -358,13 +358,14 @@ def test_the_query_log_shows_values_without_asking_the_database() -> None:
     ],
 )
 def test_raw_queries_convert_by_the_declared_type_as_djangos_backend_does(declared, stored, value) -> None:
+    table = connection.ops.quote_name(f"converted {declared} {stored}")
     with connection.cursor() as cursor:
-        cursor.execute(f"CREATE TABLE converted (a {declared})")
+        cursor.execute(f"CREATE TABLE {table} (a {declared})")
         try:
-            cursor.execute("INSERT INTO converted VALUES (%s)", [stored])
-            assert cursor.execute("SELECT a FROM converted").fetchone() == (value,)
+            cursor.execute(f"INSERT INTO {table} VALUES (%s)", [stored])
+            assert cursor.execute(f"SELECT a FROM {table}").fetchone() == (value,)
         finally:
-            cursor.execute("DROP TABLE converted")
+            cursor.execute(f"DROP TABLE {table}")
 
 
 def test_djangos_own_functions_are_there() -> None:
