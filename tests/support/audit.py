@@ -142,7 +142,7 @@ class Bare(SyncObj):
 
     def command(self, value: object) -> bytes:
         """The command that :meth:`put` appends."""
-        return b"\x00" + pysyncobj.pickle.dumps((self._methodToID["put_v0"], (value,), {}))
+        return b"\x00" + pysyncobj.pickle.dumps((self._methodToID["put_v0"], (value,)))
 
     @property
     def sent(self) -> list[tuple[str, Message]]:
@@ -166,7 +166,7 @@ class Bare(SyncObj):
         """Call :meth:`put` as an application does."""
         real, library.PIPE_NOTIFIER_ENABLED = library.PIPE_NOTIFIER_ENABLED, False
         try:
-            self.put(value, callback=callback or (lambda *_: None))
+            self.put(value, callback=callback)
         finally:
             library.PIPE_NOTIFIER_ENABLED = real
 

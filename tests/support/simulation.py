@@ -97,6 +97,7 @@ class Simulation:
     def __init__(
         self, addresses: Iterable[str], folder: Path, *, seed: int = 0, tail_entries: int = 16384, **config: Any
     ) -> None:
+        folder.mkdir(exist_ok=True)
         self.addresses = list(addresses)
         self.seed = seed
         self.tail_entries = tail_entries
