@@ -7,10 +7,8 @@ import contextlib
 import hashlib
 import logging
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from .handshake import Identity
 from .log import LogFault, RaftLog
 from .replica import Replica
 from .session import PeerFault
+from .thread import LoopThread
 from .transport import Transport
 
 logger = logging.getLogger("django_raftsqlite.raft")
@@ -66,18 +65,15 @@ class RaftDriver:
         name: str = "",
     ) -> None:
         self.config = config
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._applied = applied
         self._on_commit = on_commit
         self._on_message = on_message
         self._on_view = on_view
         self._room = room
         self._facts = dict(facts or {})
-        self._name = name or config.address
-        self._thread: threading.Thread | None = None
-        self._stop_lock = threading.Lock()
-        self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._awake = False
+        self._thread = LoopThread(
+            f"raftsqlite {name or config.address}", opened=self._open, closed=self._close, after_calls=self._settle
+        )
         self._log: RaftLog | None = None
         self._replica: Replica | None = None
         self._transport: Transport | None = None
@@ -100,9 +96,7 @@ class RaftDriver:
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The thread's loop, for other things that belong on it; they must be closed before :meth:`stop`."""
-        if self._loop is None:
-            raise RuntimeError("the driver was not started")
-        return self._loop
+        return self._thread.loop
 
     def start(self) -> None:
         """Open the log, listen, and return when the loop runs.
@@ -110,19 +104,7 @@ class RaftDriver:
         Raises OSError (the port or a file cannot be had, or TLS files not be used), LogFault (the log cannot be
         used) or ValueError (the settings do not fit the log); nothing is left behind then.
         """
-        if self._thread is not None:
-            raise RuntimeError("a driver starts once")
-        self._loop = asyncio.new_event_loop()
-        started: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._main, args=(started,), name=f"raftsqlite {self._name}", daemon=True
-        )
         self._thread.start()
-        try:
-            started.result()
-        except BaseException:
-            self._thread.join()
-            raise
 
     def stop(self, *, timeout: float, hand_over: bool = True) -> None:
         """Give leadership away if possible, close everything, end the thread. Idempotent.
@@ -130,26 +112,11 @@ class RaftDriver:
         ``timeout`` (seconds) bounds the wait for another leader; what waits in callbacks is not interrupted. Not to
         be called from the loop's thread.
         """
-        with self._stop_lock:
-            thread = self._thread
-            if thread is not None and thread.is_alive():
-                self.call(self._begin_stop, timeout if hand_over else 0.0)
-                thread.join()
+        self._thread.stop(lambda: self._hand_over(timeout if hand_over else 0.0))
 
     def call(self, fn: Callable[..., object], *args: Any) -> bool:
         """Run ``fn(*args)`` on the loop soon, in the order of the calls; False when there is no loop, or no more."""
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            return False
-        self._inbox.append((fn, args))
-        if not self._awake:
-            # Cleared before the inbox is read, so that whoever finds it set will be seen.
-            self._awake = True
-            try:
-                loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # closed this very moment
-                return False
-        return True
+        return self._thread.call(fn, *args)
 
     # Loop thread
 
@@ -209,29 +176,7 @@ class RaftDriver:
         """Stop this member because the layer above cannot go on; as a fault of the log does."""
         self._fail(reason)
 
-    # The thread
-
-    def _main(self, started: Future[None]) -> None:
-        loop = self.loop
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_until_complete(self._open())
-        except BaseException as error:
-            self._finish(loop)
-            started.set_exception(error)
-            return
-        started.set_result(None)
-        try:
-            loop.run_forever()
-        finally:
-            self._finish(loop)
-
-    def _finish(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            loop.run_until_complete(self._close())
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
+    # Life cycle
 
     async def _open(self) -> None:
         config = self.config
@@ -292,10 +237,6 @@ class RaftDriver:
             await self._transport.close()
         self._close_replica()
         self._deliver()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _close_replica(self) -> None:
         try:
@@ -308,12 +249,6 @@ class RaftDriver:
                 self._log.close()
         for token in list(self._reads):
             self._answer(token, None)
-
-    # Stopping
-
-    def _begin_stop(self, hand_over: float) -> None:
-        task = self.loop.create_task(self._hand_over(hand_over))
-        task.add_done_callback(lambda _: self.loop.stop())
 
     async def _hand_over(self, timeout: float) -> None:
         replica = self._replica
@@ -333,20 +268,6 @@ class RaftDriver:
                     await self._changed.wait()
 
     # Events
-
-    def _drain(self) -> None:
-        self._awake = False
-        self._settle_wanted = True
-        for _ in range(len(self._inbox)):
-            fn, args = self._inbox.popleft()
-            try:
-                fn(*args)
-            except Exception:
-                logger.exception("A call on the loop failed")
-        self._settle()
-        if self._inbox and not self._awake:
-            self._awake = True
-            self.loop.call_soon(self._drain)
 
     def _on_connected(self, peer: str) -> None:
         self._with_replica(lambda replica: replica.connected(peer))

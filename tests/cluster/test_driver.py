@@ -473,10 +473,10 @@ def test_audit_r15_a_loop_that_stood_still_does_not_depose_its_leader(
                 order.append("late" if late else "tick")
             tick(replica, late=late)
 
-        def recorded_flush(replica: Replica) -> None:
+        def recorded_flush(replica: Replica, **options: Any) -> None:
             if replica.config.address == follower.address:
                 order.append("flush")
-            flush(replica)
+            flush(replica, **options)
 
         monkeypatch.setattr(Replica, "tick", recorded_tick)
         monkeypatch.setattr(Replica, "flush", recorded_flush)
