@@ -229,9 +229,7 @@ class Connection:
     def interrupt(self) -> None:
         """Make a read that runs now, in another thread, fail. A write goes on: it may be committed already."""
         self.check()
-        home = self._readers.home
-        if home is not None:
-            home.connection.interrupt()
+        self._readers.interrupt()
 
     def iterdump(self) -> Iterator[str]:
         """The database as SQL statements, without the node's own tables."""

@@ -113,7 +113,7 @@ class Executor:
         if reader.private:
             transaction.record_unrepeatable(sql)
             return select(reader, sql, parameters, self._readers)
-        adapted = bind(reader, sql, parameters) if isinstance(parameters, dict) else adapt_all(parameters)
+        adapted = self._adapted(sql, parameters)
         read = transaction.record(sql, adapted)
         return select(reader, sql, adapted, self._readers, read)
 
@@ -213,7 +213,7 @@ class Executor:
         return Answer()
 
     def _begin(self, mode: str, reason: str, *, implicit: bool = False) -> None:
-        transaction = Transaction(self._node, self.timeout, self._readers.drain, implicit=implicit)
+        transaction = Transaction(self._node, self._readers, self.timeout, implicit=implicit)
         transaction.defer_foreign_keys = bool(self._pragmas.pop("defer_foreign_keys", 0))
         if mode.upper() in {"IMMEDIATE", "EXCLUSIVE"}:
             transaction.write(self._pragmas, reason=reason)
@@ -257,26 +257,35 @@ class Executor:
     def _execute_in(
         self, transaction: Transaction, sql: str, parameters: Any, *, writes: bool, undone: bool = True
     ) -> Result:
-        adapted = self._adapt_in_session(sql, parameters)
+        adapted = self._adapted(sql, parameters)
         try:
             return transaction.execute(sql, adapted, writes=writes, undone=undone)
         except Exception as error:
-            if self._readers.current().private and "no such table" in str(error):
-                raise NotSupportedError(
-                    f"{error}; temporary and attached tables exist on this connection only and cannot be used after"
-                    " the first write of a transaction"
-                ) from error
+            self._explain(error)
             raise
         finally:
             if transaction.over:
                 self.transaction = None
 
-    def _adapt_in_session(self, sql: str, parameters: Any) -> Parameters:
+    def _explain(self, error: Exception) -> None:
+        """Raise NotSupportedError for what the session lacks because only this connection has it."""
+        text = str(error)
+        if self._readers.current().private and "no such table" in text:
+            what = "temporary and attached tables exist"
+        elif self.local_functions and ("no such function" in text or "no such collation" in text):
+            what = "functions and collations that are not registered with OPTIONS['functions'] exist"
+        else:
+            return
+        raise NotSupportedError(
+            f"{text}; {what} on this connection only and cannot be used after the first write of a transaction"
+        ) from error
+
+    def _adapted(self, sql: str, parameters: Any) -> Parameters:
         if isinstance(parameters, dict) or (parameters is not None and hasattr(parameters, "keys")):
             try:
                 bound: Parameters = bind(self._readers.current(), sql, parameters)
             except Exception as error:
-                # The transaction may have made the table that the reader does not know.
+                # The transaction may have made the table that the reader does not know; whoever runs it will say.
                 if not isinstance(error.__cause__, apsw.SQLError):
                     raise
             else:
@@ -293,12 +302,13 @@ class Executor:
     def _classified_by_text(self, sql: Any, error: Exception) -> Classified:
         """The class of a statement that this node's committed state cannot prepare.
 
-        Within a write session the schema may be another one, and the session will say what is wrong with it.
+        Within a transaction the session has the last word: its schema may be another one, and an error that was
+        found in a snapshot would be an answer that is missing in the script.
         """
         if not isinstance(sql, str):
             raise TypeError(f"execute() argument 1 must be str, not {type(sql).__name__}") from error
         transaction = self.transaction
-        if not isinstance(error, apsw.SQLError) or transaction is None or transaction.session is None:
+        if not isinstance(error, apsw.SQLError) or transaction is None:
             raised = from_reader(error)
             raise raised from (None if raised is error else error)
         if len(list(statements(sql))) > 1:

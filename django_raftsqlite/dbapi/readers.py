@@ -53,7 +53,7 @@ class Readers:
         self._streams.add(stream)
 
     def finished(self, reader: Reader) -> None:
-        """A half-read SELECT came to its end, or was closed."""
+        """A half-read SELECT or a snapshot came to its end, or was closed."""
         if reader is not self.home and not reader.open:
             self._release(reader)
 
@@ -76,6 +76,12 @@ class Readers:
         home, self.home = self.home, None
         if home is not None:
             self._release(home)
+
+    def interrupt(self) -> None:
+        """Make what runs now fail, from another thread, without the lock."""
+        for reader in {self.home, *(stream.reader for stream in list(self._streams))}:
+            if reader is not None:
+                reader.connection.interrupt()
 
     def inherited(self) -> list[object]:
         """Everything that must not be touched in a forked child."""

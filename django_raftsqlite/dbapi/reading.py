@@ -36,9 +36,10 @@ class Reader:
     """A read-only connection to this node's file, held by one Connection.
 
     ``described[0]`` are the columns of the statement begun last. ``spare`` is a cursor that is not in use.
-    ``open`` counts the SELECTs that are half read on it. While there is one, an autocommit statement must not
-    run here: it would see the old snapshot and miss the connection's own writes. ``reusable`` is false once
-    the connection was altered (functions, limits, temporary or attached tables), so that nobody else gets it.
+    ``open`` counts the SELECTs that are half read on it, and the transaction whose snapshot it holds. While there
+    is one, an autocommit statement must not run here: it would see the old state and miss the connection's own
+    writes. ``reusable`` is false once the connection was altered (functions, limits, temporary or attached
+    tables), so that nobody else gets it.
     """
 
     __slots__ = ("connection", "described", "open", "reusable", "spare")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import apsw
@@ -13,6 +13,7 @@ from ..sqlite.entry import Base, Parameters, Result, Statement, result_digest
 from ..sqlite.errors import StatementError
 from ..sqlite.tables import read_base
 from .errors import from_statement, operational
+from .readers import Readers
 from .reading import Reader, moment
 from .script import Read
 
@@ -46,10 +47,10 @@ class Transaction:
     ``implicit``: SAVEPOINT outside of a transaction began it, so the RELEASE of that savepoint commits it.
     """
 
-    def __init__(self, node: Node, timeout: float, drain: Callable[[], None], *, implicit: bool = False) -> None:
+    def __init__(self, node: Node, readers: Readers, timeout: float, *, implicit: bool = False) -> None:
         self._node = node
         self._timeout = timeout
-        self._drain = drain
+        self._readers = readers
         self._implicit = implicit
         self.reader: Reader | None = None
         self.base: Base | None = None
@@ -75,6 +76,8 @@ class Transaction:
     def open_snapshot(self, reader: Reader) -> None:
         """Begin reading at this node's newest state, on a reader without open statements."""
         reader.connection.execute("BEGIN")
+        # As a half-read SELECT does: what is no part of the transaction must run elsewhere.
+        reader.open += 1
         self.reader = reader
         self.base = read_base(reader.connection)
 
@@ -93,9 +96,13 @@ class Transaction:
 
     def _close_snapshot(self, *, undo: bool = False) -> None:
         reader, self.reader = self.reader, None
+        if reader is None:
+            return
         # SQLite may have ended it already. COMMIT, not ROLLBACK: SELECTs that are still being read go on.
-        if reader is not None and reader.connection.in_transaction:
+        if reader.connection.in_transaction:
             reader.connection.execute("ROLLBACK" if undo else "COMMIT")
+        reader.open -= 1
+        self._readers.finished(reader)
 
     # ---- the write session
 
@@ -106,7 +113,7 @@ class Transaction:
         """
         if self.session is not None:
             return
-        self._drain()
+        self._readers.drain()
         session = self._node.begin(dict(pragmas), reason=reason, timeout=self._timeout, nowait=nowait)
         try:
             if self.base is not None and session.base != self.base:

@@ -703,6 +703,17 @@ def read_only_transaction_with_a_half_read_select(p: Probe) -> None:
     p.note(lambda: len(p.cursor.fetchall()))
 
 
+@case
+def rollback_with_a_half_read_select(p: Probe) -> None:
+    p.run(
+        "INSERT INTO log WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n LIMIT 600) SELECT i FROM n"
+    )
+    p.run("BEGIN").run("SELECT text FROM log")
+    p.note(p.cursor.fetchone)
+    p.connection.rollback()
+    p.note(lambda: len(p.cursor.fetchall()))
+
+
 EARLIER_PYTHON = "Python 3.11 looks at the first word only and takes WITH ... INSERT for a SELECT"
 AT_ONCE = (
     "all rows of a DML statement are there when execute() returns, so its rowcount is known before they are read"

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+import apsw
 import pytest
 
 from django_raftsqlite import dbapi
@@ -508,6 +509,47 @@ def test_a_connection_that_is_dropped_frees_its_lease(node: DirectNode) -> None:
     del connection
     gc.collect()
     assert not node.leased
+
+
+def test_a_snapshot_keeps_its_reader_while_other_statements_run(
+    db: dbapi.Connection, connect: Connect, node: DirectNode
+) -> None:
+    """What is no part of the transaction runs elsewhere, and nobody is lent the snapshot's reader."""
+    db.execute("BEGIN")
+    cursor = db.execute("SELECT i FROM number")
+    db.execute("PRAGMA cache_size = 1000")
+    db.backup(apsw.Connection(":memory:"))
+    cursor.close()
+    other = connect()
+    other.execute("UPDATE account SET balance = 7")
+    assert rows(other, "SELECT DISTINCT balance FROM account") == [(7,)]
+    assert rows(db, "SELECT DISTINCT balance FROM account") == [(100,)]
+    db.execute("COMMIT")
+    assert rows(db, "SELECT DISTINCT balance FROM account") == [(7,)]
+
+
+def test_a_write_that_fails_in_the_snapshot_fails_on_the_newest_state(db: dbapi.Connection, node: DirectNode) -> None:
+    """An old snapshot's "no such table" would be an answer that nobody checks again."""
+    db.execute("BEGIN")
+    rows(db, "SELECT balance FROM account")
+    node.foreign("CREATE TABLE later(a)")
+    db.execute("INSERT INTO later VALUES (1)")
+    with pytest.raises(OperationalError, match="no such table: never"):
+        db.execute("INSERT INTO never VALUES (1)")
+    db.execute("COMMIT")
+    assert rows(db, "SELECT a FROM later") == [(1,)]
+
+
+def test_a_function_of_this_connection_ends_with_the_first_write(db: dbapi.Connection) -> None:
+    """Reads then run where the writes are; the error says what to do."""
+    db.create_function("mine", 0, lambda: 1)
+    db.execute("BEGIN")
+    assert rows(db, "SELECT mine()") == [(1,)]
+    db.execute("INSERT INTO note VALUES (1)")
+    with pytest.raises(NotSupportedError, match="OPTIONS"):
+        db.execute("SELECT mine()")
+    db.execute("COMMIT")
+    assert rows(db, "SELECT mine()") == [(1,)]
 
 
 def test_temporary_tables_do_not_mix_with_a_write_transaction(db: dbapi.Connection) -> None:
