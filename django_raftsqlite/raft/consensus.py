@@ -314,10 +314,24 @@ class Consensus(SyncObj):  # type: ignore[misc]
             return None
         index, term = self.last_index + 1, self.term
         self.log.add(REGULAR + payload, index, term)
+        told = self.commit_index
         for peer, progress in self._progress.items():
             if progress.open:
                 self._send_entries(peer)
+            else:
+                told = self._announced
+        self._announced = told
         return index, term
+
+    @property
+    def announcement_due(self) -> bool:
+        """Leader only: followers have not been told of the newest commit index."""
+        return self.is_leader and self.commit_index > self._announced
+
+    def announce(self) -> None:
+        """Tell the followers the commit index, unless entries that were sent meanwhile have told them."""
+        if self.announcement_due:
+            self._SyncObj__sendAppendEntries()
 
     def replied(self, peer: str, message: dict[str, Any]) -> None:
         """After pysyncobj handled a next_node_idx: keep what it forgets about what is under way."""
@@ -395,7 +409,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
                 return
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802, RUF100
-        """Hand over what is committed; True when the followers should hear of a new commit index."""
+        """Hand over what is committed. False: the followers hear of it from :meth:`announce`, not within the tick."""
         for _ in range(APPLY_PER_TICK):
             if self.applied >= self.commit_index or self.apply_fault is not None or not self._room():
                 break
@@ -404,7 +418,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
             # First, so that nothing is handed over twice, whatever happens (audit A2).
             self._SyncObj__raftLastApplied = index
             self._SyncObj__doApplyCommand(index, term, command)
-        return self.commit_index > self._announced
+        return False
 
     def _SyncObj__doApplyCommand(self, index: int, term: int, command: bytes) -> None:  # noqa: N802, RUF100
         try:

@@ -85,6 +85,7 @@ class RaftDriver:
         self._reads: dict[int, Callable[[int | None], None]] = {}
         self._reads_asked = 0
         self._settle_wanted = False
+        self._commit_untold = False
         self._stopping = False
         self._failed: RaftView | None = None
         self._closing_transport: asyncio.Task[None] | None = None
@@ -332,6 +333,14 @@ class RaftDriver:
         self._with_replica(lambda replica: replica.flush())
         self._deliver()
         self._announce()
+        if self._replica is not None and self._replica.announcement_due and not self._commit_untold:
+            # Behind what on_commit put on the loop: the next entries, if there are any, tell it as well.
+            self._commit_untold = True
+            self.loop.call_soon(self._tell_commit)
+
+    def _tell_commit(self) -> None:
+        self._commit_untold = False
+        self._with_replica(lambda replica: replica.announce())
 
     # What the replica says, told outside of it
 

@@ -256,6 +256,7 @@ class Replica:
         self._work = True
         self._reads_ask_again(now)
         self.flush()
+        self.announce()
 
     def _forgive_stall(self, now: float) -> None:
         """What the peers sent meanwhile lies unread in the sockets: give the loop one heartbeat's time to read it.
@@ -273,7 +274,10 @@ class Replica:
             self._raft.election_deadline = now + grace
 
     def flush(self) -> None:
-        """Make durable what was written, send what waited for it, and do what became possible; cheap if idle."""
+        """Make durable what was written, send what waited for it, and do what became possible; cheap if idle.
+
+        The caller passes on what was committed and then calls :meth:`announce`.
+        """
         self._settle()
         if self._work or self._raft.commit_may_advance() or self._can_apply():
             self._work = False
@@ -282,6 +286,15 @@ class Replica:
             self._after()
             self._settle()
         self._reads_begin()
+
+    @property
+    def announcement_due(self) -> bool:
+        """The followers are still to be told of the newest commit index."""
+        return self._raft.announcement_due
+
+    def announce(self) -> None:
+        """Tell them, unless entries that were sent since have done so. A tick does it too."""
+        self._raft.announce()
 
     def _settle(self) -> None:
         """One fsync, then the messages that promise what it made durable."""
