@@ -162,3 +162,22 @@ def test_files_that_are_no_certificates_are_told_at_the_start(group: Certificate
             Endpoint(replace(group.configs[0], **{field: rubbish}))
     with pytest.raises(OSError, match="TLS files cannot be used"):
         Endpoint(replace(group.configs[0], key=tmp_path / "absent"))
+
+
+def test_closing_in_the_midst_of_tls_handshakes_leaves_no_socket(group: Certificates) -> None:
+    """At whatever step of TLS a member stops, its own dials and those of others are closed.
+
+    A socket or task left behind is a ResourceWarning, which fails the test run.
+    """
+
+    async def main() -> None:
+        for turns in range(40):
+            async with Endpoint(group.configs[0]) as one:
+                async with Endpoint(group.configs[1]) as two, await Caller.to(one.address):
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                assert not two.transport._all
+            assert not one.transport._all
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
