@@ -69,6 +69,14 @@ class Outlet(Transport):  # type: ignore[misc]
         pass
 
 
+class _Member(Node):  # type: ignore[misc]
+    """One object per member, so that identity is equality: the tables of pysyncobj are asked many times per entry."""
+
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
+
+
 class _NoPoller:
     """pysyncobj polls its own sockets at the end of each tick; it has none."""
 
@@ -143,7 +151,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self._room = room
         self._announced = 0
         self.may_campaign = not config.others
-        self._nodes = {peer: Node(peer) for peer in config.others}
+        self._nodes = {peer: _Member(peer) for peer in config.others}
         self._progress = {peer: _Progress() for peer in config.others}
         self._outlet = Outlet(send)
         # With batches "on" the constructor makes no pipe (audit A9); they are off from then on, see below.
@@ -166,7 +174,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
             journalFile=None,
             password=None,
         )
-        super().__init__(Node(config.address), list(self._nodes.values()), conf, transport=self._outlet)
+        super().__init__(_Member(config.address), list(self._nodes.values()), conf, transport=self._outlet)
         conf.appendEntriesUseBatch = False
         self._poller = _NoPoller()
         self._restore(applied)

@@ -373,14 +373,15 @@ class RaftDriver:
     def _announce(self) -> None:
         if self._stopping:
             return
-        view = self.view
-        seen = (view.role, view.term, view.leader, view.connected, view.established)
+        assert self._replica is not None
+        failed = self._failed
+        seen = self._replica.place if failed is None else (failed.role, failed.term)
         if seen == self._told:
             return
         self._told = seen
         self._changed.set()
         try:
-            self._on_view(view)
+            self._on_view(self.view)
         except Exception:
             logger.exception("A change of role could not be handed on")
 

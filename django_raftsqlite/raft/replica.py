@@ -14,6 +14,9 @@ from .log import MAX_ENTRY, RaftLog
 from .prevote import PreVote
 from .reads import Done, ReadIndex
 
+Place = tuple[str, int, str | None, frozenset[str], bool]
+"""Role, term, leader, connected peers, established."""
+
 
 class Replica:
     """A member as its driver sees it: messages and time go in, messages and committed entries come out.
@@ -46,7 +49,10 @@ class Replica:
         self.log = log
         self.seq = 0
         self._transmit = send
+        self._others = config.others
+        self._heartbeat = config.heartbeat
         self._sessions: dict[str, int] = {}
+        self._connected: frozenset[str] = frozenset()
         self._held: list[tuple[str, int, Message]] = []
         self._answering: int | None = None
         self._filter = Filter()
@@ -59,7 +65,6 @@ class Replica:
         self._work = True
         self._last_tick: float | None = None
         self._grace_given = False
-        self._view: RaftView | None = None
         self._raft = Consensus(
             config, log, send=self._send, on_commit=on_commit, applied=applied, room=room or (lambda: True)
         )
@@ -109,24 +114,39 @@ class Replica:
         return self.leader in self._sessions and self._leader_heard > moment
 
     @property
+    def place(self) -> Place:
+        """What of the view others are told of when it changes; cheap, since it is looked at after every event."""
+        raft, fault = self._raft, self.log.fault
+        if fault:
+            role = "failed"
+        elif raft.is_leader:
+            role = "leader"
+        else:
+            role = "candidate" if raft.is_candidate or self._prevote.term is not None else "follower"
+        return (
+            role,
+            raft.term,
+            None if fault else raft.leader,
+            self._connected,
+            fault is None and raft.established,
+        )
+
+    @property
     def view(self) -> RaftView:
         """This member's place in the group."""
-        if self._view is None:
-            raft, fault = self._raft, self.log.fault
-            candidate = raft.is_candidate or self._prevote.term is not None
-            role = "leader" if raft.is_leader else "candidate" if candidate else "follower"
-            self._view = RaftView(
-                role="failed" if fault else role,
-                term=raft.term,
-                leader=None if fault else raft.leader,
-                commit_index=raft.commit_index,
-                last_index=self.log.last_index,
-                connected=frozenset(self._sessions),
-                match={peer: raft.match(peer) for peer in self.config.others} if raft.is_leader else {},
-                established=not fault and raft.established,
-                reason=fault or raft.apply_fault,
-            )
-        return self._view
+        raft = self._raft
+        role, term, leader, connected, established = self.place
+        return RaftView(
+            role=role,
+            term=term,
+            leader=leader,
+            commit_index=raft.commit_index,
+            last_index=self.log.last_index,
+            connected=connected,
+            match={peer: raft.match(peer) for peer in self._others} if raft.is_leader else {},
+            established=established,
+            reason=self.log.fault or raft.apply_fault,
+        )
 
     # Sessions
 
@@ -136,6 +156,7 @@ class Replica:
         if peer in self._sessions:
             self.disconnected(peer)
         self._sessions[peer] = self.seq + 1
+        self._connected = frozenset(self._sessions)
         self._raft.link_up(peer)
         self._after()
 
@@ -144,6 +165,7 @@ class Replica:
         self._known(peer)
         if self._sessions.pop(peer, None) is None:
             return
+        self._connected = frozenset(self._sessions)
         self._held = [item for item in self._held if item[0] != peer]
         self._raft.link_down(peer)
         if peer == self.leader:
@@ -153,7 +175,7 @@ class Replica:
         self._after()
 
     def _known(self, peer: str) -> None:
-        if peer not in self.config.others:
+        if peer not in self._others:
             raise ProtocolViolation(f"{peer!r} is not a member")
 
     # Messages
@@ -250,7 +272,7 @@ class Replica:
     def tick(self, *, late: bool = False) -> None:
         """Let time pass; to be called every half heartbeat. ``late``: the caller's loop stalled (audit R15)."""
         now = library.monotonicTime()
-        if late or (self._last_tick is not None and now - self._last_tick > 2 * self.config.heartbeat):
+        if late or (self._last_tick is not None and now - self._last_tick > 2 * self._heartbeat):
             self._forgive_stall(now)
         self._last_tick = now
         self._work = True
@@ -263,8 +285,8 @@ class Replica:
 
         Once per silence: a machine that is always late must still hold elections and step down.
         """
-        grace = self.config.heartbeat
-        if self._grace_given or not self.config.others:
+        grace = self._heartbeat
+        if self._grace_given or not self._others:
             return
         if self.is_leader:
             self._grace_given = True
@@ -312,7 +334,7 @@ class Replica:
     def _gate_election(self) -> None:
         """Let an election begin only if the leader asked for it or PreVote says that it can be won."""
         raft = self._raft
-        if raft.is_leader or not self.config.others:
+        if raft.is_leader or not self._others:
             return
         raft.may_campaign = raft.transfer_pending or self._prevote.won
         now = library.monotonicTime()
@@ -340,7 +362,6 @@ class Replica:
         """
         if not 0 < len(payload) <= MAX_ENTRY:
             raise ValueError(f"an entry has 1 to {MAX_ENTRY} bytes, not {len(payload)}")
-        self._view = None
         return self._raft.append(payload)
 
     def read_index(self, done: Done) -> None:
@@ -366,6 +387,7 @@ class Replica:
         """End: waiting reads are told, what was written is synced. The log stays open, it is its owner's."""
         self._reads.fail()
         self._sessions.clear()
+        self._connected = frozenset()
         self._held.clear()
         if self.log.fault is None:
             self.log.sync()
@@ -378,7 +400,7 @@ class Replica:
 
     def _reads_ask_again(self, now: float) -> None:
         """A question may be lost with its session; the round goes on with new ones."""
-        if self._reads.in_flight and now - self._reads_asked >= self.config.heartbeat:
+        if self._reads.in_flight and now - self._reads_asked >= self._heartbeat:
             self._ask_probes([peer for peer in self._sessions if self._reads.unconfirmed(peer)])
 
     def _ask_probes(self, peers: list[str]) -> None:
@@ -388,7 +410,6 @@ class Replica:
 
     def _after(self) -> None:
         """After anything that may have changed the member's place in the group."""
-        self._view = None
         leadership = self.term if self.is_leader else None
         if leadership != self._leadership:
             self._leadership = leadership
