@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,6 +21,9 @@ from .script import Read
 
 SCRIPT_LIMIT = 10_000
 """Reads of one transaction that are remembered; beyond it, a write after a concurrent commit is a conflict."""
+
+_STEP = 0x1E3779B97F4A7C15  # odd, so that all 2**63 seeds come before one comes again
+_LARGEST_SEED = 2**63 - 1
 
 
 class NetWrite(NamedTuple):
@@ -52,6 +57,7 @@ class Transaction:
         self._timeout = timeout
         self._readers = readers
         self._implicit = implicit
+        self._seed = secrets.randbits(63)
         self.reader: Reader | None = None
         self.base: Base | None = None
         self.session: WriteSession | None = None
@@ -63,6 +69,11 @@ class Transaction:
         self._unrepeatable: str | None = None
         self._net: list[NetWrite] = []
         self._savepoints: list[Savepoint] = []
+
+    def _moment(self) -> tuple[int, int]:
+        """Clock and seed of the next statement; one draw of the system's randomness is enough for a transaction."""
+        self._seed = (self._seed + _STEP) & _LARGEST_SEED
+        return time.time_ns() // 1_000_000, self._seed
 
     def check(self) -> None:
         """Raises TransactionConflict when the transaction was lost earlier."""
@@ -83,7 +94,7 @@ class Transaction:
 
     def record(self, sql: str, parameters: Parameters) -> Read:
         """The next read of the snapshot, as an item of the script."""
-        read = Read(sql, parameters, *moment())
+        read = Read(sql, parameters, *self._moment())
         if len(self._script) < SCRIPT_LIMIT:
             self._script.append(read)
         else:
@@ -152,7 +163,7 @@ class Transaction:
     def execute(self, sql: str, parameters: Parameters, *, writes: bool, undone: bool = True) -> Result:
         """Run a statement on the session. Raises PEP 249's exceptions; see ``over`` and ``lost`` afterwards."""
         assert self.session is not None
-        statement = Statement(sql, parameters, *moment())
+        statement = Statement(sql, parameters, *self._moment())
         try:
             result = self.session.execute(statement)
         except StatementError as error:

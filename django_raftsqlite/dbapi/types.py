@@ -134,7 +134,7 @@ def adapt_all(parameters: Any) -> tuple[SQLiteValue, ...] | dict[str, SQLiteValu
     A value of a mapping that does not adapt is left out: only if the statement uses its name is it an error,
     which :func:`named` then raises.
     """
-    if parameters is None:
+    if parameters is None or parameters == ():
         return None
     if isinstance(parameters, Mapping):
         adapted = {}
