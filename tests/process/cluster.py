@@ -205,6 +205,8 @@ def node_environment(settings: Mapping[str, Any], extra: Mapping[str, str] | Non
 class ClusterNode:
     """One member: its files outlive its processes. ``worker`` is the process that runs now, or None."""
 
+    worker_class = Worker
+
     def __init__(
         self, index: int, folder: Path, address: str, peers: Sequence[str], options: Mapping[str, Any]
     ) -> None:
