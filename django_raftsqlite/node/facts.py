@@ -15,7 +15,7 @@ from ..sqlite.functions import Registrar
 
 
 def handshake_facts(registrars: Sequence[Registrar]) -> dict[str, str]:
-    """``{"sqlite": source id, "python": "3.11", "machine": ..., "tz": ..., "functions": digest}``.
+    """``{"sqlite": source id, "python": "3.11", "architecture": ..., "tz": ..., "functions": digest}``.
 
     Another SQLite or architecture may plan, compute or print differently; another Python or time zone can
     change what user functions and ``'localtime'`` give.
@@ -23,7 +23,7 @@ def handshake_facts(registrars: Sequence[Registrar]) -> dict[str, str]:
     names = "\n".join(sorted(f"{r.__module__}.{getattr(r, '__qualname__', r)}" for r in registrars))
     return {
         "sqlite": apsw.sqlite3_sourceid(),
-        "machine": platform.machine(),
+        "architecture": platform.machine(),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "tz": os.environ.get("TZ") or "/".join(time.tzname),
         "functions": hashlib.sha256(names.encode()).hexdigest()[:16],
