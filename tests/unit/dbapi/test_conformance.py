@@ -751,6 +751,7 @@ def standard() -> Any:
     connection.close()
 
 
+@pytest.mark.filterwarnings("ignore:Binding . .* is a named parameter:DeprecationWarning")  # Python 3.12, ?2 and ?1
 @pytest.mark.parametrize("name", list(CASES))
 def test_the_drivers_agree(name: str, standard: Any, connection: dbapi.Connection) -> None:
     """Every case gives the same with both drivers, except those whose difference is meant."""
