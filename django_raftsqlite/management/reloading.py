@@ -44,6 +44,8 @@ class FileWatch(StatReloader):
             if not any(library in path.parents for library in libraries):
                 self.watch_dir(path, "**/*.py")
         autoreload_started.send(sender=self)
+        self._ticker = self.tick()
+        next(self._ticker)  # what is there now; changes from here on are noticed
         self._thread.start()
 
     def close(self) -> None:
@@ -56,16 +58,14 @@ class FileWatch(StatReloader):
         self._noticed = Path(path)
 
     def _run(self) -> None:
-        ticker = self.tick()
-        next(ticker)
         while not self._over.wait(self.INTERVAL):
-            next(ticker)
+            next(self._ticker)
             noticed = self._noticed
             while self._noticed is not None:
                 # An editor or a version control system writes many files: wait until it is done.
                 self._noticed = None
                 if self._over.wait(SETTLE):
                     return
-                next(ticker)
+                next(self._ticker)
             if noticed is not None:
                 self._changed(noticed)

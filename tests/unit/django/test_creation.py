@@ -79,8 +79,15 @@ def test_spawned_workers_have_a_copy_each(tmp_path: Path) -> None:
         "    multiprocessing.set_start_method('spawn')\n"
         "    execute_from_command_line(sys.argv)\n"
     )
+    path = os.pathsep.join([str(TESTPROJECT), *sys.path[1:]])
     temporary = run_tests(
-        tmp_path, "ledger", "shop", "--parallel", "2", program=str(program), PYTHONPATH=str(TESTPROJECT)
+        tmp_path,
+        "ledger",
+        "shop",
+        "--parallel",
+        "2",
+        program=str(program),
+        PYTHONPATH=path,
     )
     assert [path.name for path in temporary.iterdir() if "raftsqlite" in path.name] == []
 

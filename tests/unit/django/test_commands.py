@@ -1,0 +1,351 @@
+"""``manage.py raft`` and ``manage.py runcluster``, ``dbshell``, and what processes of one node do together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError, call_command
+from django.db import connections
+
+from django_raftsqlite.client import DatabaseClient
+from django_raftsqlite.management.commands import raft, runcluster
+from django_raftsqlite.management.status import has_leader, render
+
+TESTPROJECT = Path(__file__).resolve().parents[3] / "testproject"
+DEADLINE = 30.0
+
+STATUS: dict[str, Any] = {
+    "node": "127.0.0.1:7102",
+    "name": "/srv/n2/db.sqlite3",
+    "role": "follower",
+    "reason": None,
+    "leader": "127.0.0.1:7101",
+    "leader_reachable": True,
+    "term": 3,
+    "commit_index": 90,
+    "applied_index": 88,
+    "version": 77,
+    "digest": "d" * 64,
+    "members": [
+        {"address": "127.0.0.1:7101", "role": "leader", "reachable": True, "applied": 90, "lag": 0, "version": 78},
+        {"address": "127.0.0.1:7103", "role": None, "reachable": False, "applied": None, "lag": None},
+    ],
+    "host": {"pid": 4711, "attached": [1, 2]},
+    "lease": None,
+}
+
+
+class FakeNode:
+    """A node that is looked at only."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+        self.closed = False
+
+    def status(self) -> dict[str, Any]:
+        return self._status
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def shown(*arguments: str) -> str:
+    out = StringIO()
+    call_command("raft", *arguments, stdout=out)
+    return out.getvalue()
+
+
+class Manage:
+    """A ``manage.py`` in a process of its own, whose lines can be waited for."""
+
+    def __init__(self, data: Path, *arguments: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-W", "error", "manage.py", *arguments],
+            cwd=TESTPROJECT,
+            env={**os.environ, "TESTPROJECT_DATA": str(data)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
+
+    def wait_for(self, text: str) -> str:
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            for line in self.lines:
+                if text in line:
+                    return line
+            time.sleep(0.01)
+        return pytest.fail(f"no {text!r} in {self.lines}")
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+@pytest.fixture
+def manage(tmp_path: Path) -> Iterator[Callable[..., Manage]]:
+    started: list[Manage] = []
+
+    def start(*arguments: str) -> Manage:
+        started.append(Manage(tmp_path, *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.process.poll() is None:
+            process.process.kill()
+        process.wait()
+
+
+# raft status -------------------------------------------------------------------------------------------------
+
+
+def test_status_is_an_aligned_table_of_the_node_and_its_members() -> None:
+    assert render("default", STATUS).splitlines() == [
+        "database       default  /srv/n2/db.sqlite3",
+        "node           127.0.0.1:7102",
+        "role           follower",
+        "leader         127.0.0.1:7101",
+        "term           3",
+        "commit index   90",
+        "applied index  88",
+        "version        77",
+        f"digest         {'d' * 64}",
+        "host           process 4711, 2 attached",
+        "write lease    free",
+        "",
+        "member          role    reachable  applied  lag  version  digest",
+        "127.0.0.1:7101  leader  yes        90       0    78       ?",
+        "127.0.0.1:7103  ?       NO         ?        ?    ?        ?",
+    ]
+
+
+def test_a_failed_node_says_why() -> None:
+    assert "role           failed (disk full)" in render("x", {**STATUS, "role": "failed", "reason": "disk full"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [({}, True), ({"leader": None}, False), ({"leader_reachable": False}, False)],
+)
+def test_a_leader_counts_only_in_reach(changed: dict[str, Any], expected: bool) -> None:
+    assert has_leader({**STATUS, **changed}) is expected
+
+
+@pytest.mark.usefixtures("database")
+def test_status_tells_of_the_node_that_this_process_hosts() -> None:
+    connections["default"].ensure_connection()
+    connections["default"].connection.execute("SELECT 1")
+    assert "leader         localhost" in shown("status")
+    status = json.loads(shown("status", "--format", "json"))
+    assert (status["role"], status["host"]["pid"]) == ("leader", os.getpid())
+
+
+def test_status_exits_with_1_without_a_leader(monkeypatch: Any) -> None:
+    node = FakeNode({**STATUS, "leader": None})
+    monkeypatch.setattr(raft, "attach_node", lambda config: node)
+    with pytest.raises(SystemExit) as caught:
+        shown("status")
+    assert caught.value.code == 1
+    assert node.closed
+
+
+def test_status_never_hosts(manage: Any, tmp_path: Path) -> None:
+    """It fails when nobody hosts the node, and leaves no trace."""
+    process = manage("raft", "status")
+    assert process.wait() == 1
+    assert "no process hosts the node of" in process.lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("alias", "message"), [("nope", "there is no database 'nope'"), ("plain", "it has no node")])
+def test_only_databases_of_this_backend_have_a_node(alias: str, message: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(connections.settings, "plain", {"ENGINE": "django.db.backends.sqlite3"})
+    with pytest.raises(CommandError, match=message):
+        shown("status", "--database", alias)
+
+
+def test_wrong_settings_are_said_before_anything_is_done(monkeypatch: Any) -> None:
+    settings = {**connections.settings["default"], "OPTIONS": {"reads": "x"}}
+    monkeypatch.setitem(connections.settings, "wrong", settings)
+    with pytest.raises(ImproperlyConfigured, match="reads"):
+        shown("status", "--database", "wrong")
+
+
+def test_a_verb_is_needed() -> None:
+    with pytest.raises(CommandError, match="VERB"):
+        shown()
+    with pytest.raises(CommandError, match="invalid choice"):
+        shown("status", "--format", "xml")
+
+
+def test_settings_may_be_named_after_the_verb(manage: Any) -> None:
+    process = manage("raft", "status", "--settings", "project.settings")
+    process.wait()
+    assert "no process hosts" in process.lines[0]
+
+
+# raft node ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_node_is_hosted_until_it_is_told_to_stop(manage: Any, number: int) -> None:
+    process = manage("raft", "node")
+    process.wait_for("hosting localhost")
+    status = manage("raft", "status")
+    assert status.wait() == 0
+    assert f"host           process {process.process.pid}" in status.lines
+    assert process.end(number) == 0
+    assert process.lines[-1] == "stopped hosting localhost"
+
+
+def test_a_second_host_waits_and_takes_over(manage: Any) -> None:
+    """Also when the first one is killed."""
+    first = manage("raft", "node")
+    first.wait_for("hosting localhost")
+    second = manage("raft", "node")
+    assert second.wait_for("waiting to take over") == (
+        f"process {first.process.pid} hosts localhost: waiting to take over"
+    )
+    first.end(signal.SIGKILL)
+    second.wait_for("hosting localhost (")
+    assert second.end(signal.SIGTERM) == 0
+
+
+def test_processes_share_the_node_of_the_one_that_hosts_it(manage: Any) -> None:
+    """Migrations and writes of others go through it, and what they wrote stays."""
+    host = manage("raft", "node")
+    host.wait_for("hosting localhost")
+    assert manage("migrate").wait() == 0
+    create = "from ledger.models import Event; print('created', Event.objects.create(text='one').pk)"
+    manage("shell", "-c", create).wait_for("created 1")
+    assert host.end(signal.SIGTERM) == 0
+    count = manage("shell", "-c", "from ledger.models import Event; print('there are', Event.objects.count())")
+    count.wait_for("there are 1")
+    assert count.wait() == 0
+
+
+FORKING = """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from django.core.management import call_command
+from django.db import transaction
+from ledger.models import Event
+call_command("migrate", verbosity=0)
+Event.objects.create(text="parent")
+if os.fork() == 0:
+    status = 1
+    try:
+        assert list(Event.objects.values_list("text", flat=True)) == ["parent"]
+        with transaction.atomic():
+            Event.objects.create(text="child")
+        status = 0
+    finally:
+        os._exit(status)
+_, status = os.wait()
+print("the child ended with", os.waitstatus_to_exitcode(status))
+Event.objects.create(text="parent again")
+print(list(Event.objects.values_list("text", flat=True)))
+"""
+
+
+def test_a_forked_child_connects_anew_and_writes_through_its_parent(manage: Any) -> None:
+    """As gunicorn's workers do with --preload."""
+    process = manage("shell", "-c", FORKING)
+    process.wait_for("the child ended with 0")
+    process.wait_for("['parent', 'child', 'parent again']")
+    assert process.wait() == 0
+
+
+# runcluster --------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_needs_a_database_of_this_backend(monkeypatch: Any) -> None:
+    plain = {**connections.settings["default"], "ENGINE": "django.db.backends.sqlite3"}
+    monkeypatch.setitem(connections.settings, "default", plain)
+    with pytest.raises(CommandError, match='no database in DATABASES has the ENGINE "django_raftsqlite"'):
+        call_command("runcluster")
+
+
+def test_a_cluster_that_cannot_be_laid_out_is_not_started(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="--nodes is 0"):
+        call_command("runcluster", "--nodes", "0", "--dir", str(tmp_path / "c"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_node_inherits_what_the_environment_says_for_all(monkeypatch: Any, tmp_path: Path) -> None:
+    """Only its place in the cluster is its own."""
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", json.dumps({"CONN_MAX_AGE": 5, "OPTIONS": {"timeout": 9, "node": "x"}}))
+    nodes = runcluster.plan_cluster(tmp_path, nodes=1, port=8000, raft_port=7100, aliases=["default"])
+    settings = runcluster._settings_of(nodes[0], "default")
+    assert (settings["CONN_MAX_AGE"], settings["OPTIONS"]["timeout"]) == (5, 9)
+    assert settings["OPTIONS"]["node"] == "127.0.0.1:7100"
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        (["python", "manage.py", "runcluster", "--nodes", "1"], ["manage.py"]),
+        (["python", "-Wdefault", "-m", "django", "runcluster"], ["-m", "django"]),
+    ],
+)
+def test_nodes_are_started_as_the_cluster_was(started: list[str], expected: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(runcluster, "get_child_arguments", lambda: started)
+    assert runcluster._manage() == expected
+
+
+# dbshell -----------------------------------------------------------------------------------------------------
+
+
+def test_the_shell_cannot_write_past_the_node(tmp_path: Path) -> None:
+    """It is APSW's, read-only; its options stand before the file, SQL after it."""
+    arguments, environment = DatabaseClient.settings_to_cmd_args_env(
+        {"NAME": tmp_path / "a b?.sqlite3"}, ["-separator", ";", "-csv", "select 1"]
+    )
+    assert environment is None
+    assert arguments == [
+        sys.executable,
+        "-m",
+        "apsw",
+        "-separator",
+        ";",
+        "-csv",
+        f"file:{tmp_path}/a%20b%3F.sqlite3?mode=ro",
+        "select 1",
+    ]
+
+
+def test_the_shell_reads_and_refuses_to_write(manage: Any) -> None:
+    assert manage("migrate").wait() == 0
+    process = manage("dbshell", "--", "select 'there are ' || count(*) from ledger_event")
+    process.wait_for("there are 0")
+    assert process.wait() == 0
+    process = manage("dbshell", "--", "delete from ledger_event")
+    process.wait_for("readonly")
+    assert process.wait() == 1
