@@ -89,6 +89,17 @@ def test_r2_a_heartbeat_with_an_early_previous_entry_truncates_nothing(shell: Sh
     assert [index for _, index, _ in shell.entries] == [1, 2, 3, 4, 5, 6]
 
 
+def test_r2_an_overlap_with_applied_entries_raises_no_alarm(shell: Shell, caplog: pytest.LogCaptureFixture) -> None:
+    """pysyncobj logs "state machine may have diverged" at level CRITICAL, since it would truncate."""
+    shell.receive("b", append_entries(1, (1, 0), FIVE, commit=6))
+    shell.tick()
+    for message in (append_entries(1, (1, 0), FIVE), append_entries(1, (3, 1), FIVE[2:3]), append_entries(1, (2, 1))):
+        shell.receive("b", message)
+        assert shell.sent_of("next_node_idx")[-1]["success"]
+    assert not caplog.records
+    assert len(shell.log) == 6
+
+
 def test_r2_a_conflict_replaces_the_entry_and_all_after_it(shell: Shell) -> None:
     """Raft paper figure 2, AppendEntries rule 3."""
     shell.receive("b", append_entries(1, (1, 0), FIVE))
@@ -186,6 +197,8 @@ def test_r8_a_reset_never_goes_behind_the_match_index(clock: Clock, shell: Shell
     shell.replica.propose(b"x")
     shell.receive("b", acknowledge(3))
     shell.receive("b", reset(1))
+    assert shell.sent[-1][0] == "b"
+    assert (shell.sent[-1][1]["prevLogIdx"], shell.sent[-1][1]["entries"]) == (3, [])
     assert shell.next_index("b") == 4
 
 
@@ -200,6 +213,19 @@ def test_r8_resets_that_answer_what_was_sent_before_an_earlier_reset_are_not_hee
     del shell.sent[:]
     shell.receive("b", {**reset(2), "re": asked})
     assert not shell.sent_of("append_entries")
+
+
+def test_an_acknowledgement_does_not_send_again_what_is_under_way(clock: Clock, shell: Shell) -> None:
+    """pysyncobj takes the acknowledged index for the end of what it sent."""
+    shell.elect(clock)
+    shell.receive("b", acknowledge(2))
+    for payload in (b"x", b"y", b"z"):
+        shell.replica.propose(payload)
+    del shell.sent[:]
+    shell.receive("b", acknowledge(3))
+    shell.replica.propose(b"last")
+    entries = [entry for peer, m in shell.sent if peer == "b" and "entries" in m for entry in m["entries"]]
+    assert entries == [(b"\x00last", 6, 1)]
 
 
 def test_a_follower_in_conflict_asks_for_what_follows_its_commit_index(shell: Shell) -> None:
