@@ -15,14 +15,13 @@ from . import pragmas
 from .connections import Connection
 from .definitions import check_definition
 from .tables import PREFIX
-from .text import DML, Token, is_blank, tokens, traits
+from .text import DML, LONGEST_KEPT, Token, is_blank, tokens, traits
 
 FOR_UPDATE: Final = "/* raftsqlite: for update */"
 FOR_UPDATE_NOWAIT: Final = "/* raftsqlite: for update nowait */"
 """Written into a SELECT by Django's compiler: SQLite has no such clause."""
 
 _CACHE_SIZE: Final = 4096
-_LONGEST_CACHED: Final = 16_384  # characters; a longer text costs more to keep than to prepare
 _NO_FUNCTIONS: Final[frozenset[str]] = frozenset()
 
 
@@ -106,7 +105,7 @@ def _classify_anew(connection: apsw.Connection, sql: str, local_functions: froze
 
 
 def _remember(cache: dict[str, Classified], sql: str, found: Classified) -> None:
-    if len(sql) > _LONGEST_CACHED:
+    if len(sql) > LONGEST_KEPT:
         return
     if len(cache) >= _CACHE_SIZE:
         # The oldest quarter goes: a hit must stay one dictionary look-up, so there is no order of use to keep.

@@ -159,6 +159,8 @@ class StateMachine:
         """Back to the last commit, in the file and in memory."""
         with suppress(apsw.Error):
             self._runner.abandon()
+        # The file decides what was committed: a COMMIT that failed may yet have been written.
+        with suppress(apsw.Error):
             self._load()
 
     def _apply(self, index: int, term: int, entry: Entry) -> list[tuple[RequestId, Outcome]]:

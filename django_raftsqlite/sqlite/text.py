@@ -24,6 +24,9 @@ DDL = frozenset({"CREATE", "DROP", "ALTER", "ANALYZE", "REINDEX", "VACUUM", "PRA
 CONTROL = frozenset({"BEGIN", "COMMIT", "END", "ROLLBACK", "ATTACH", "DETACH"})
 """Statements that end or begin a SQLite transaction, or give it another file."""
 
+LONGEST_KEPT = 16_384
+"""Characters of the longest text that is kept in a cache: a longer one costs more memory than it saves time."""
+
 
 class Token(NamedTuple):
     """``kind`` is string, quoted, word or other. ``text`` is as written."""
@@ -68,11 +71,17 @@ def tokens(sql: str) -> Iterator[Token]:
             yield Token(kind, match.group())
 
 
-@lru_cache(maxsize=2048)
 def traits(sql: str) -> Traits:
     """The traits of one statement."""
+    return _kept_traits(sql) if len(sql) <= LONGEST_KEPT else _traits(sql)
+
+
+def _traits(sql: str) -> Traits:
     verb = _verb(sql)
     return Traits(verb, verb not in DML or "RETURNING" in sql.upper())
+
+
+_kept_traits = lru_cache(maxsize=2048)(_traits)
 
 
 def _verb(sql: str) -> str:

@@ -15,7 +15,7 @@ from .entry import Outcome, RequestId, Result, Statement, Status, Transaction, r
 from .errors import NodeFault, StatementError
 from .execution import result_of, run
 from .rowids import Rowids
-from .text import CONTROL, DDL, traits
+from .text import CONTROL, DDL, tokens, traits
 
 _RETRIED = (apsw.BusyError, apsw.LockedError, apsw.InterruptError, apsw.ProtocolError)
 _DEFERRED_FAILED = StatementError(apsw.SQLITE_CONSTRAINT_FOREIGNKEY, "FOREIGN KEY constraint failed")
@@ -182,10 +182,8 @@ class Runner:
         """Raises _Undone for an error that is the statement's result."""
         connection = self._connection
         verb = traits(statement.sql).verb
-        if verb in CONTROL or verb == "VACUUM":
-            to = verb == "ROLLBACK" and " TO " in f" {statement.sql.upper()} "
-            if not to:
-                raise _Undone(StatementError(apsw.SQLITE_ERROR, f"{verb} cannot be part of a replicated transaction"))
+        if (verb in CONTROL and not _is_rollback_to(statement.sql)) or verb == "VACUUM":
+            raise _Undone(StatementError(apsw.SQLITE_ERROR, f"{verb} cannot be part of a replicated transaction"))
         if suspected and self._rowids.exhausted(statement.sql):
             raise _Undone(_NO_ROWID_LEFT)
         try:
@@ -246,6 +244,11 @@ class _Undone(Exception):
         super().__init__(error)
         self.error = error
         self.kept = kept
+
+
+def _is_rollback_to(sql: str) -> bool:
+    words = [token.text.upper() for token in tokens(sql)]
+    return words[0] == "ROLLBACK" and "TO" in words
 
 
 def _failed(error: StatementError, *, changed: bool = False) -> Decision:

@@ -336,7 +336,7 @@ class TestResultsAndFaults:
 
     def test_a_rowid_that_sqlite_picks_at_random_is_refused(self, make_replica: Make) -> None:
         """After the largest one it draws from a generator that no entry can seed: every node would get another."""
-        replica = make_replica(TABLE)
+        replica = make_replica(TABLE, "INSERT INTO t(a) VALUES (0)", "DELETE FROM t")
         replica.done(f"INSERT INTO t(id, a) VALUES ({2**63 - 1}, 1)")
         for restart in (False, True):
             if restart:
@@ -436,6 +436,10 @@ class TestStateBetweenTransactions:
             replica.next("INSERT INTO c VALUES (2)", "INSERT INTO p VALUES (2)"),
         )
         assert codes(outcomes) == [(Status.DONE, 0), (Status.ERROR, apsw.SQLITE_CONSTRAINT_FOREIGNKEY)]
+        for i in (3, 4):
+            replica.done(
+                f"INSERT INTO c VALUES ({i})", f"INSERT INTO p VALUES ({i})", pragmas={"defer_foreign_keys": 1}
+            )
 
     @pytest.mark.parametrize("by", ["pragmas", "a statement"])
     def test_state_pragmas_end_with_their_transaction(self, make_replica: Make, by: str) -> None:
