@@ -25,6 +25,8 @@ from django_raftsqlite import CommitOutcomeUnknown, HostLost, LeaseTimeout, Tran
 
 OPENING_BALANCE = 1000
 PAUSE_AFTER_FAILURE = 0.05
+SLOW, ABORTED = 0.01, 0.03
+"""Shares of the transfers that stand still in the middle, and that are rolled back at the end."""
 
 
 class Protocol:
@@ -135,10 +137,16 @@ class Load:
         source, target = rng.sample(accounts, 2)
         amount = rng.randint(1, 50)
 
+        fate = rng.random()
+
         def move() -> None:
             with transaction.atomic():
                 transfer(source, target, amount)
+                if fate < SLOW:  # idle for longer than the lease lasts, or while the leader dies
+                    self._stop.wait(rng.uniform(0.2, 1.5))
                 Event.objects.create(text=f"transfer {source} {target} {amount} {text}")
+                if fate > 1 - ABORTED:
+                    raise InsufficientFunds("the application changed its mind")
 
         self._attempt("transfer", f"transfer {source} {target} {amount} {text}", move)
 
