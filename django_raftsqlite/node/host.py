@@ -134,7 +134,11 @@ class HostedNode:
 
         request = self._request(encode, solo=solo, lease=None, deadline=deadline)
         result = self._settle(request).result
-        return Result() if result is None else result
+        if result is None:
+            raise OperationalError(
+                "the write was committed, but its rows (over 64 KiB) were lost with the leader that first sent it"
+            )
+        return result
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> LocalSession:
         """See Node."""
