@@ -124,8 +124,8 @@ class DatabaseCreation(SQLiteDatabaseCreation):
 
     def test_db_signature(self) -> tuple[Any, ...]:
         settings_dict = self.connection.settings_dict
-        name = settings_dict["NAME"]
-        return (settings_dict["ENGINE"], str(name) if name else self.connection.alias, settings_dict["TEST"]["NAME"])
+        name, test_name = settings_dict["NAME"], settings_dict["TEST"]["NAME"]
+        return (name and str(name), str(test_name) if test_name else (None if name else self.connection.alias))
 
 
 _folders: dict[str, Path] = {}

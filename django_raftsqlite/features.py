@@ -30,12 +30,27 @@ class DatabaseFeatures(SQLiteDatabaseFeatures):
     can_return_rows_from_update = True
     # ORDER BY inside an aggregate's parentheses (SQLite 3.44)
     supports_aggregate_order_by_clause = True
-    # The JSON functions are built in (SQLite 3.38).
-    supports_json_field = True
 
     @cached_property
     def django_test_skips(self) -> dict[str, set[str]]:  # type: ignore[override]
         skips = dict(super().django_test_skips)
         # Added by Django when the standard library's SQLite is older than 3.47.
         skips.pop("SQLite does not parse escaped double quotes in the JSON path notation", None)
+        skips.update(
+            {
+                "The texts of errors in the settings are this backend's own": {
+                    "backends.sqlite.tests.TestTransactionMode.test_invalid_transaction_mode",
+                },
+                "The test expects the display name of Django's own backend": {
+                    "backends.sqlite.tests.Tests.test_check_database_version_supported",
+                },
+                "The clause is a comment for the driver, not FOR UPDATE": {
+                    "select_for_update.tests.SelectForUpdateTests.test_for_update_after_from",
+                },
+                "The test patches the shell of Django's own backend": {
+                    "dbshell.test_sqlite.SqliteDbshellCommandTestCase."
+                    "test_non_zero_exit_status_when_path_to_db_is_path",
+                },
+            }
+        )
         return skips

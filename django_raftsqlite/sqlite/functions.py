@@ -180,15 +180,16 @@ def _uuid_function(version: int, *, dashes: bool) -> Callable[[], str]:
 
 
 def _aggregate_factory(aggregate_class: Callable[[], Any]) -> Callable[[], Any]:
-    def factory() -> Any:
-        aggregate = aggregate_class()
-        return (
-            aggregate,
-            lambda context, *values: context.step(*values),
-            lambda context: context.finalize(),
-        )
+    # As on sqlite3, the class is made at the first row, and an aggregate of no rows is NULL: finalize() is not asked.
+    def step(context: list[Any], *values: Any) -> None:
+        if not context:
+            context.append(aggregate_class())
+        context[0].step(*values)
 
-    return factory
+    def final(context: list[Any]) -> Any:
+        return context[0].finalize() if context else None
+
+    return lambda: ([], step, final)
 
 
 def _window_factory(aggregate_class: Callable[[], Any]) -> Callable[[], Any]:

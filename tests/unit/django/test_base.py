@@ -17,7 +17,7 @@ from django.db import (
     transaction,
 )
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteDatabaseWrapper
-from django.db.models import F, Sum
+from django.db.models import F, StdDev, Sum
 from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 from ledger.models import Account, Event
@@ -366,6 +366,13 @@ def test_raw_queries_convert_by_the_declared_type_as_djangos_backend_does(declar
             assert cursor.execute(f"SELECT a FROM {table}").fetchone() == (value,)
         finally:
             cursor.execute(f"DROP TABLE {table}")
+
+
+def test_an_aggregate_of_no_rows_is_null() -> None:
+    """As on sqlite3: a user's aggregate is not asked when there was no row."""
+    assert Account.objects.aggregate(value=StdDev("balance"))["value"] is None
+    Account.objects.create(name="a", balance=4)
+    assert Account.objects.aggregate(value=StdDev("balance"))["value"] == 0
 
 
 def test_djangos_own_functions_are_there() -> None:

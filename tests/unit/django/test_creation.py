@@ -182,7 +182,7 @@ def test_a_copy_is_the_start_of_another_node(tmp_path: Path) -> None:
 def test_aliases_with_one_name_share_a_test_database(wrapper: Any, tmp_path: Path) -> None:
     assert wrapper().creation.test_db_signature() == wrapper().creation.test_db_signature()
     assert wrapper().creation.test_db_signature() != wrapper(tmp_path / "b").creation.test_db_signature()
-    assert wrapper("").creation.test_db_signature()[1] == "other"
+    assert wrapper("").creation.test_db_signature() == ("", "other")
 
 
 @pytest.mark.usefixtures("database")
