@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from itertools import chain
@@ -65,7 +66,6 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
         with contextlib.suppress(ImproperlyConfigured):
             merge_environment(alias, settings_dict)
         super().__init__(settings_dict, alias)
-        self._connected_in: int | None = None
 
     @cached_property
     def wrap_database_errors(self) -> ErrorWrapper:
@@ -90,14 +90,8 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
         except BaseException:
             connection.close()
             raise
-        self._connected_in = os.getpid()
+        _connected.add(self)
         return connection
-
-    def ensure_connection(self) -> None:
-        """Connect if there is no connection; after a fork, forget the parent's, whose sockets and locks it owns."""
-        if self.connection is not None and self._connected_in != os.getpid() and not self.in_atomic_block:
-            self.connection = None
-        super().ensure_connection()
 
     def create_cursor(self, name: str | None = None) -> CursorWrapper:  # noqa: ARG002 - Django's signature
         cursor: CursorWrapper = self.connection.cursor(factory=CursorWrapper)
@@ -110,11 +104,28 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
         BaseDatabaseWrapper.close(self)
 
     def is_usable(self) -> bool:
-        """A connection outlives every error of the group; only a closed or inherited one is of no use."""
+        """A connection outlives every error of the group; only a closed one, or a forked parent's, is of no use."""
         return self.connection.unusable is None
 
     def is_in_memory_db(self) -> bool:
         return False
+
+
+_connected: weakref.WeakSet[DatabaseWrapper] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """A forked child connects anew: its parent's connections belong to threads and sockets that it does not have.
+
+    One inside a block is left to fail, since the block's transaction is the parent's.
+    """
+    for wrapper in list(_connected):
+        if not wrapper.in_atomic_block:
+            wrapper.connection = None
+    _connected.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 @lru_cache(maxsize=2048)

@@ -29,6 +29,11 @@ class DatabaseCreation(SQLiteDatabaseCreation):
     """
 
     _keepdb = False
+    _name: str | None = None
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self._outer: list[bool | None] = []
 
     @staticmethod
     def is_in_memory_db(database_name: Any) -> bool:  # noqa: ARG004 - Django's signature
@@ -37,22 +42,31 @@ class DatabaseCreation(SQLiteDatabaseCreation):
     def create_test_db(self, *args: Any, **kwargs: Any) -> str:
         # (verbosity, autoclobber, serialize, keepdb); the defaults differ between the versions of Django.
         self._keepdb = bool(args[3] if len(args) > 3 else kwargs.get("keepdb", False))
+        self._name = None
+        # Django's own tests make a test database while there is one.
+        self._outer.append(self.connection.settings_dict.get(TEST))
         name: str = super().create_test_db(*args, **kwargs)
         return name
 
     def _get_test_db_name(self) -> str:
+        if self._name is None:
+            self._name = str(self._new_name())
+        return self._name
+
+    def _new_name(self) -> Path:
         settings_dict = self.connection.settings_dict
         name = settings_dict["TEST"]["NAME"]
         if name and ":memory:" not in str(name) and "mode=memory" not in str(name):
             path = Path(name).absolute()
             # A runner may have put its suffix around the whole path ("test_/srv/db.sqlite3_gw1").
-            return str(path) if path.parent.is_dir() else str(_temporary_folder(self.connection.alias) / path.name)
-        folder = _temporary_folder(self.connection.alias)
+            return path if path.parent.is_dir() else _temporary_folder() / path.name
         if self._keepdb and settings_dict["NAME"]:
             production = Path(settings_dict["NAME"]).absolute()
             folder = production.with_name(f"{production.name}.test")
             folder.mkdir(mode=0o700, exist_ok=True)
-        return str(folder / f"{self.connection.alias}.sqlite3")
+        else:
+            folder = _temporary_folder()
+        return folder / f"{self.connection.alias}.sqlite3"
 
     def _create_test_db(self, verbosity: int, autoclobber: bool, keepdb: bool = False) -> str:
         name = self._get_test_db_name()
@@ -111,16 +125,17 @@ class DatabaseCreation(SQLiteDatabaseCreation):
             self.connection.close()
             close_node(Path(settings_dict["NAME"]))
         super().destroy_test_db(old_database_name, verbosity, keepdb, suffix)
-        if old_database_name is not None:
-            settings_dict.pop(TEST, None)
+        if suffix is None and self._outer:
+            outer = self._outer.pop()
+            if outer is None:
+                settings_dict.pop(TEST, None)
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:  # noqa: ARG002
         path = Path(test_database_name)
         _remove(path)
-        folder = _folders.get(self.connection.alias)
-        if folder is not None and folder == path.parent and not any(folder.iterdir()):
-            folder.rmdir()
-            del _folders[self.connection.alias]
+        if path.parent in _folders and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+            _folders.remove(path.parent)
 
     def test_db_signature(self) -> tuple[Any, ...]:
         settings_dict = self.connection.settings_dict
@@ -128,17 +143,15 @@ class DatabaseCreation(SQLiteDatabaseCreation):
         return (name and str(name), str(test_name) if test_name else (None if name else self.connection.alias))
 
 
-_folders: dict[str, Path] = {}
-"""Temporary folders of this process, by alias."""
+_folders: set[Path] = set()
+"""Temporary folders of this process."""
 
 
-def _temporary_folder(alias: str) -> Path:
-    folder = _folders.get(alias)
-    if folder is None or not folder.is_dir():
-        folder = Path(tempfile.mkdtemp(prefix="raftsqlite-test-"))
-        _folders[alias] = folder
-        # For a runner that ends without tearing down; a forked worker must not remove its parent's.
-        atexit.register(_remove_folder, folder, os.getpid())
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="raftsqlite-test-"))
+    _folders.add(folder)
+    # For a runner that ends without tearing down; a forked worker must not remove its parent's.
+    atexit.register(_remove_folder, folder, os.getpid())
     return folder
 
 

@@ -44,6 +44,9 @@ class DatabaseFeatures(SQLiteDatabaseFeatures):
                 "The test expects the display name of Django's own backend": {
                     "backends.sqlite.tests.Tests.test_check_database_version_supported",
                 },
+                "SELECT ... FOR UPDATE takes the write lease of the whole database, not of a row": {
+                    "get_or_create.tests.UpdateOrCreateTransactionTests.test_creation_in_transaction",
+                },
                 "The clause is a comment for the driver, not FOR UPDATE": {
                     "select_for_update.tests.SelectForUpdateTests.test_for_update_after_from",
                 },

@@ -14,6 +14,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.db.utils import ConnectionHandler
+from django.test.utils import setup_databases, teardown_databases
 from ledger.models import Event
 
 from django_raftsqlite import creation as module
@@ -36,8 +37,7 @@ def wrapper(tmp_path: Path) -> Any:
         assert isinstance(made, DatabaseWrapper)
         return made
 
-    yield make
-    module._folders.pop("other", None)
+    return make
 
 
 def run_tests(tmp_path: Path, *arguments: str, program: str = "manage.py", **environment: str) -> Path:
@@ -124,7 +124,9 @@ def test_the_name_is_in_a_temporary_folder_of_its_own(wrapper: Any, tmp_path: Pa
     assert (name.name, name.parent.parent) == ("other.sqlite3", tmp_path / "t")
     assert name.parent.stat().st_mode & 0o077 == 0
     for spelling in (":memory:", "file:memorydb_default?mode=memory&cache=shared"):
-        assert wrapper(None, NAME=spelling).creation._get_test_db_name() == str(name)
+        made = Path(wrapper(None, NAME=spelling).creation._get_test_db_name())
+        assert (made.name, made.parent.parent) == ("other.sqlite3", tmp_path / "t")
+        assert made != name
 
 
 def test_a_given_name_is_used(wrapper: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -183,6 +185,21 @@ def test_aliases_with_one_name_share_a_test_database(wrapper: Any, tmp_path: Pat
     assert wrapper().creation.test_db_signature() == wrapper().creation.test_db_signature()
     assert wrapper().creation.test_db_signature() != wrapper(tmp_path / "b").creation.test_db_signature()
     assert wrapper("").creation.test_db_signature() == ("", "other")
+
+
+@pytest.mark.usefixtures("database")
+def test_a_test_database_may_be_made_while_there_is_one() -> None:
+    """As Django's tests of its own runner do; the outer one is untouched."""
+    Event.objects.create(text="outer")
+    outer = str(connection.settings_dict["NAME"])
+    old_config = setup_databases(verbosity=0, interactive=False, serialized_aliases=set())
+    try:
+        assert connection.settings_dict["NAME"] != outer
+        assert Event.objects.count() == 0
+    finally:
+        teardown_databases(old_config, verbosity=0)
+    assert (str(connection.settings_dict["NAME"]), connection.settings_dict[TEST]) == (outer, True)
+    assert Event.objects.get().text == "outer"
 
 
 @pytest.mark.usefixtures("database")
