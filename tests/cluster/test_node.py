@@ -429,6 +429,8 @@ def test_other_peers_than_the_stored_ones_are_refused(tmp_path: Path) -> None:
 
 
 def test_closing_leaves_no_thread(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
     with group(tmp_path, 3) as trio:
         trio.leader()
-    eventually(lambda: not [t for t in threading.enumerate() if "raftsqlite" in t.name], "all threads have ended")
+        assert set(threading.enumerate()) - before
+    eventually(lambda: not set(threading.enumerate()) - before, "all threads have ended")
