@@ -42,11 +42,7 @@ def main() -> int:
     field = Field(folder)
     try:
         console.print(describe(folder))
-        contenders = line_up(field, options.processes)
-        results = race(console, contenders, options)
-        for clients in CLIENTS:
-            console.print(table(results, contenders, options.only, clients))
-        met = judge(console, results, options.only)
+        met = not options.only or compete(console, field, options)
         field.close()
         if not options.no_memory:
             field = Field(folder / "memory")
@@ -57,6 +53,15 @@ def main() -> int:
     return 0 if met else 1
 
 
+def compete(console: Console, field: Field, options: argparse.Namespace) -> bool:
+    """Measure and print; whether the targets were met."""
+    contenders = line_up(field, options.processes)
+    results = race(console, contenders, options)
+    for clients in CLIENTS:
+        console.print(table(results, contenders, options.only, clients))
+    return judge(console, results, options.only)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.partition("\n")[0])
@@ -64,7 +69,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (7)")
     parser.add_argument("--seconds", type=float, help="seconds of each contender in each round (0.7)")
     parser.add_argument("--processes", type=int, default=1, help="spread the clients over this many processes (1)")
-    parser.add_argument("--only", default=",".join(OPERATIONS), help="operations, separated by commas")
+    parser.add_argument(
+        "--only", default=",".join(OPERATIONS), help="operations, separated by commas; empty for memory alone"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--dir", type=Path, default=ROOT / ".cache", help="where the databases are (.cache)")
     options = parser.parse_args()
