@@ -123,6 +123,8 @@ class Command(BaseCommand):
 
     def _program(self, node: PlannedNode, *arguments: str) -> Program:
         environment = {environment_variable(alias): json.dumps(_settings_of(node, alias)) for alias in node.settings}
+        if node.number > 1:
+            environment["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"  # once is enough
         colour = ("--force-color",) if self._colour else ("--no-color",)
         return Program(node.name, (*_manage(), *arguments, *colour), environment)
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.utils.connection import ConnectionDoesNotExist
 
 from django_raftsqlite import reads
@@ -100,6 +101,16 @@ def test_a_block_may_be_async_and_belongs_to_its_task() -> None:
         return own, await task
 
     assert asyncio.run(outside()) == (("local", "local"), ("leader", "leader"))
+
+
+def test_synchronous_code_that_a_task_calls_has_its_level() -> None:
+    """As an async view calls the ORM."""
+
+    async def view() -> tuple[str, str]:
+        async with reads("leader"):
+            return await sync_to_async(levels)()
+
+    assert asyncio.run(view()) == ("leader", "leader")
 
 
 def test_one_instance_may_be_entered_again_and_by_threads_at_once() -> None:
