@@ -5,6 +5,7 @@ Django's own module takes some of these from the standard library's SQLite; here
 
 from __future__ import annotations
 
+import django
 from django.db.backends.sqlite3.features import DatabaseFeatures as SQLiteDatabaseFeatures
 from django.utils.functional import cached_property
 
@@ -56,4 +57,16 @@ class DatabaseFeatures(SQLiteDatabaseFeatures):
                 },
             }
         )
+        if django.VERSION >= (6, 1):
+            skips.update(
+                {
+                    "A worker's copy of a test database is a file, however the worker was started": {
+                        "backends.sqlite.test_creation.TestDbSignatureTests."
+                        "test_setup_worker_connection_respects_test_database_name",
+                    },
+                    "create_test_db() is overridden, which moves the warning by a frame": {
+                        "backends.base.test_creation.TestDbCreationTests.test_serialize_deprecation",
+                    },
+                }
+            )
         return skips
