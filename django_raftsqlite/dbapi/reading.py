@@ -35,11 +35,11 @@ def moment() -> tuple[int, int]:
 class Reader:
     """A read-only connection to this node's file, held by one Connection.
 
-    ``described[0]`` are the columns of the statement begun last. ``spare`` is a cursor that is not in use.
-    ``open`` counts the SELECTs that are half read on it, and the transaction whose snapshot it holds. While there
-    is one, an autocommit statement must not run here: it would see the old state and miss the connection's own
-    writes. ``reusable`` is false once the connection was altered (functions, limits, temporary or attached
-    tables), so that nobody else gets it.
+    ``described[0]`` are the columns, described in full, of the statement begun last. ``spare`` is a cursor that is
+    not in use. ``open`` counts the SELECTs that are half read on it, and the transaction whose snapshot it holds.
+    While there is one, an autocommit statement must not run here: it would see the old state and miss the
+    connection's own writes. ``reusable`` is false once the connection was altered (functions, limits, temporary or
+    attached tables), so that nobody else gets it.
     """
 
     __slots__ = ("connection", "described", "open", "reusable", "spare")
@@ -48,13 +48,14 @@ class Reader:
         self.connection = connection
         self.open = 0
         self.reusable = True
-        described: list[Columns] = [()]
+        described: list[tuple[tuple[Any, ...], ...]] = [()]
 
-        # APSW forgets the columns of a SELECT as soon as it gave its last row, or had none: ask before the first
-        # step. The closure holds the list alone, so that there is no cycle through the connection.
+        # APSW forgets the columns of a SELECT as soon as it had no row: ask before the first step, in another form
+        # than select() does, since APSW keeps its answer. The closure holds the list alone, so that there is no
+        # cycle through the connection.
         def trace(cursor: apsw.Cursor, _sql: str, _bindings: Any) -> bool:
             # Called again for a comment behind the semicolon, which has none.
-            described[0] = cursor.get_description() or described[0]
+            described[0] = cursor.description_full or described[0]
             return True
 
         self.described = described
@@ -218,6 +219,7 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
     rows: list[Row] = []
     failure: Exception | None = None
     begun = False
+    columns: Columns = ()
     reader.described[0] = ()
     if read is not None:
         clock.enter(read.clock, read.seed)
@@ -227,7 +229,11 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
         except KeyError:
             raw.execute(sql, bind(reader, sql, parameters))
         begun = True
-        rows.extend(islice(raw, EAGER))
+        rows.extend(islice(raw, 1))
+        if rows:
+            # Asked only now: the first step prepares a statement again whose schema has changed since the trace.
+            columns = raw.get_description()
+            rows.extend(islice(raw, EAGER - 1))
     except Exception as error:
         failure = from_reader(error)
         if read is not None:
@@ -238,14 +244,16 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
     finally:
         if read is not None:
             clock.leave()
+    if not rows:
+        columns = tuple(column[:2] for column in reader.described[0])
     complete = len(rows) < EAGER and failure is None
     if read is not None:
         read.complete = complete
         read.add(rows)
     if complete:
         reader.spare = raw
-        return Answer(reader.described[0], rows)
-    return Answer(reader.described[0], stream=Stream(raw, reader, rows, owner, read=read, failure=failure))
+        return Answer(columns, rows)
+    return Answer(columns, stream=Stream(raw, reader, rows, owner, read=read, failure=failure))
 
 
 def bind(reader: Reader, sql: str, parameters: Any) -> Any:
