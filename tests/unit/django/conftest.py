@@ -20,12 +20,14 @@ TESTPROJECT = ROOT / "testproject"
 _data = tempfile.mkdtemp(prefix="raftsqlite-unit-")
 atexit.register(shutil.rmtree, _data, ignore_errors=True)
 sys.path.insert(0, str(TESTPROJECT))
-os.environ["DJANGO_SETTINGS_MODULE"] = "project.settings"
-os.environ["TESTPROJECT_DATA"] = _data
+_environment = {"DJANGO_SETTINGS_MODULE": "project.settings", "TESTPROJECT_DATA": _data}
+os.environ.update(_environment)
 
 import django  # noqa: E402 - after its settings are named
 
 django.setup()
+for _name in _environment:
+    del os.environ[_name]  # read by now, and nothing for the processes that other tests start
 
 from django.db import connection, connections  # noqa: E402
 from django.test.utils import setup_databases, teardown_databases  # noqa: E402

@@ -72,7 +72,8 @@ def test_parallel_workers_have_a_copy_each(tmp_path: Path) -> None:
 def test_spawned_workers_have_a_copy_each(tmp_path: Path) -> None:
     program = tmp_path / "spawn.py"
     program.write_text(
-        "import multiprocessing, sys\n"
+        "import multiprocessing, os, sys\n"
+        "os.environ['DJANGO_SETTINGS_MODULE'] = 'project.settings'\n"
         f"sys.path.insert(0, {str(TESTPROJECT)!r})\n"
         "from django.core.management import execute_from_command_line\n"
         "if __name__ == '__main__':\n"
