@@ -44,8 +44,7 @@ class Contender:
         for place, worker in enumerate(self.workers):
             mine = [client for client in range(clients) if client % len(self.workers) == place]
             if mine:
-                arguments = {"name": operation, "clients": mine, "start": start, "seconds": seconds}
-                waiting.append(worker.send("measure", **arguments))
+                waiting.append(worker.send("measure", name=operation, clients=mine, start=start, seconds=seconds))
         times = [time for future in waiting for client in future.result(seconds + 120) for time in client]
         return Sample(len(times) / seconds, sorted(times))
 

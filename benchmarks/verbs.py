@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from django.core.management import call_command
 from django.db import connection, transaction
 from ledger.models import Account, Event
@@ -53,7 +53,8 @@ def operation(name: str, client: int) -> Operation:
         mine.save(update_fields=["balance"])
 
     def move() -> None:
-        transfer(*rng.sample(pks, 2), 1)
+        source, target = rng.sample(pks, 2)
+        transfer(source, target, 1)
 
     def get() -> None:
         Account.objects.get(pk=rng.choice(pks))

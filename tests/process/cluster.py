@@ -43,7 +43,7 @@ class RemoteError(Exception):
         self.reason = reason
 
 
-def wait_until(what: str, probe: Callable[[], T], timeout: float = 30.0) -> T:
+def wait_until(what: str, probe: Callable[[], T | None], timeout: float = 30.0) -> T:
     """The first truthy value of ``probe()``; AssertionError with the last one when the time is up."""
     deadline = time.monotonic() + timeout
     while True:
@@ -56,7 +56,7 @@ def wait_until(what: str, probe: Callable[[], T], timeout: float = 30.0) -> T:
 
 def free_ports(count: int) -> list[int]:
     """Ports nobody listens on, outside the range the kernel takes for outgoing connections."""
-    held = []
+    held: list[socket.socket] = []
     try:
         while len(held) < count:
             sock = socket.socket()
@@ -361,6 +361,16 @@ class Cluster:
             return None
 
         return wait_until("a leader that a majority knows", agreed, timeout)
+
+    def agreed_leader(self) -> ClusterNode | None:
+        """The member that all who answer call their leader; None while they differ or know none."""
+        said = {status["leader"] for node in self.nodes if (status := node.status())}
+        address = said.pop() if len(said) == 1 else None
+        return None if address is None else self.by_address(address)
+
+    def another_leads(self, former: ClusterNode) -> bool:
+        """All who answer agree on a leader other than ``former``."""
+        return self.agreed_leader() not in (None, former)
 
     def followers(self) -> list[ClusterNode]:
         """The others, once there is a leader."""

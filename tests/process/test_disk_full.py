@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_node_whose_log_is_full_stops_and_says_why_while_the_others_go_on(
 
     for number, node in enumerate(others * 5):
         text = f"after the fault {number}"
-        wait_until(f"{node} writes", lambda node=node, text=text: written(node, text, acknowledged), 15)
+        wait_until(f"{node} writes", partial(written, node, text, acknowledged), 15)
     assert not {"on the full node"} & set(others[0].call("texts"))
 
     victim.stop()
@@ -117,7 +118,7 @@ def make(cluster: Cluster, victim: ClusterNode, place: str) -> None:
             cluster.converge()
             return
         leader.kill()
-        wait_until("another leader", lambda leader=leader: cluster.leader() not in (None, leader), 30)
+        wait_until("another leader", partial(cluster.another_leads, leader), 30)
         leader.start()
         cluster.converge()
     pytest.fail(f"{victim} never became {place}")

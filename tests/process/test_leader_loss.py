@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -77,13 +78,13 @@ def test_a_stopped_leader_hands_over_and_exits_with_0(cluster: Cluster, number: 
             # Whoever else leads is killed, until the node of `raft node` does.
             for _ in range(10):
                 cluster.converge()
-                leader = wait_until("a leader", lambda: leader_or_none(cluster), 30)
+                leader = wait_until("a leader", cluster.agreed_leader, 30)
                 if leader is chosen:
                     break
                 leader.kill()
-                wait_until("another leader", lambda leader=leader: leader_or_none(cluster) not in (None, leader), 30)
+                wait_until("another leader", partial(cluster.another_leads, leader), 30)
                 leader.start()
-            assert leader_or_none(cluster) is chosen
+            assert cluster.agreed_leader() is chosen
             cluster.converge()
             process.send_signal(number)
             began = time.monotonic()
@@ -100,9 +101,3 @@ def test_a_stopped_leader_hands_over_and_exits_with_0(cluster: Cluster, number: 
     cluster.converge()
     assert chosen.call("count", text="after the handover") == 1
     check_files(cluster.nodes)
-
-
-def leader_or_none(cluster: Cluster) -> ClusterNode | None:
-    """The member that all who answer call their leader."""
-    said = {status["leader"] for node in cluster if (status := node.status())}
-    return cluster.by_address(said.pop()) if len(said) == 1 and None not in said else None

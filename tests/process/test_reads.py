@@ -58,6 +58,7 @@ def test_a_follower_cut_off_from_the_leader_refuses_leader_reads_and_serves_loca
     assert caught.value.reason in ("no leader", "no quorum", "too slow")
     assert reader.call("newest", level="local") == old
 
+    assert reader.worker is not None
     waiting = reader.worker.send("newest", "waiting", level="leader")
     network.release(leader.address, reader.address)
     network.release(writer.address, reader.address)
@@ -75,7 +76,7 @@ def test_a_deposed_leader_gives_no_old_data_to_leader_reads(cluster: Cluster, ne
 
     def written() -> int | None:
         try:
-            return one.call("create", text="under the next leader")
+            return int(one.call("create", text="under the next leader"))
         except RemoteError as error:
             assert error.kind in ("Unavailable", "CommitOutcomeUnknown"), error
             return None
@@ -103,7 +104,7 @@ def misses(writer: ClusterNode, reader: ClusterNode, level: str) -> int:
     missed = 0
     for _ in range(ROUNDS):
         acknowledged = writer.call("create", text=f"for a {level} read")
-        missed += reader.call("newest", level=level) < acknowledged
+        missed += bool(reader.call("newest", level=level) < acknowledged)
     return missed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from ledger.models import Account, Event
 
 from django_raftsqlite import reads
 from django_raftsqlite.configuration import configure
+from django_raftsqlite.consistency import Level
 from django_raftsqlite.node import registry
 
 from .workloads import OPENING_BALANCE, Load, account_rows
 
 _load: Load | None = None
+_blocks = threading.local()
 
 
 def open_node() -> None:
@@ -38,16 +41,16 @@ def migrate() -> None:
 
 def create(text: str) -> int:
     """One autocommit row; its primary key."""
-    return Event.objects.create(text=text).pk
+    return int(Event.objects.create(text=text).pk)
 
 
-def count(text: str, level: str | None = None) -> int:
+def count(text: str, level: Level | None = None) -> int:
     """How often the row is there."""
     with contextlib.nullcontext() if level is None else reads(level):
         return Event.objects.filter(text=text).count()
 
 
-def newest(level: str) -> int:
+def newest(level: Level) -> int:
     """The greatest primary key of the events, or 0."""
     with reads(level):
         return Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
@@ -88,17 +91,17 @@ def begin() -> None:
     """Enter atomic()."""
     block = transaction.atomic()
     block.__enter__()
-    connection.test_blocks = [*getattr(connection, "test_blocks", []), block]
+    _blocks.open = [*getattr(_blocks, "open", []), block]
 
 
 def commit() -> None:
     """Leave atomic()."""
-    connection.test_blocks.pop().__exit__(None, None, None)
+    _blocks.open.pop().__exit__(None, None, None)
 
 
 def lock_account(name: str) -> int:
     """select_for_update() of one account; its balance."""
-    return Account.objects.select_for_update().get(name=name).balance
+    return int(Account.objects.select_for_update().get(name=name).balance)
 
 
 def set_balance(name: str, balance: int) -> None:

@@ -22,6 +22,7 @@ from ledger.models import Account, Event
 from ledger.services import InsufficientFunds, transfer
 
 from django_raftsqlite import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable, reads
+from django_raftsqlite.consistency import LEVELS, Level
 
 OPENING_BALANCE = 1000
 PAUSE_AFTER_FAILURE = 0.05
@@ -152,7 +153,7 @@ class Load:
 
     def _audit(self, text: str, rng: random.Random) -> None:
         """Whatever is read, however: the total is what it was at the start."""
-        level = rng.choice(["local", "leader"])
+        level: Level = rng.choice(LEVELS)
         try:
             with reads(level):
                 how, total, expected = rng.choice([self._sum, self._rows, self._history])()
