@@ -38,8 +38,8 @@ NEWEST_TESTED_DJANGO = (6, 1)
 class DatabaseValidation(BaseDatabaseValidation):
     """What ``manage.py check --database <alias>`` and ``migrate`` run."""
 
-    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:  # noqa: ARG002 - Django's signature
-        return check_alias(self.connection.alias, self.connection.settings_dict)
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        return super().check(**kwargs) + check_alias(self.connection.alias, self.connection.settings_dict)
 
 
 def check_settings(
