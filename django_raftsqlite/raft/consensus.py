@@ -27,10 +27,10 @@ PINNED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe
 REGULAR, NO_OP = b"\x00", b"\x01"
 """Type bytes of commands; pysyncobj's other types (membership, version) are treated as no-ops."""
 
-BATCH_BYTES = MAX_ENTRY
+BATCH_BYTES = 1024 * 1024
 """What one append_entries carries at most, so that a heartbeat never queues behind much."""
 BATCH_ENTRIES = 4096
-WINDOW_BYTES = 4 * MAX_ENTRY
+WINDOW_BYTES = 4 * BATCH_BYTES
 """What is under way to one peer and not acknowledged at most."""
 APPLY_PER_TICK = 2048
 """Entries handed to the state machine in one tick at most, so that a backlog costs no heartbeat (audit R15)."""

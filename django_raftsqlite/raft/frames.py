@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 
-MAX_FRAME = 8 * 1024 * 1024
+MAX_FRAME = 16 * 1024 * 1024
 """The largest body (bytes) an authenticated peer may send."""
 
 MAX_HELLO = 4 * 1024

@@ -16,7 +16,7 @@ from pysyncobj.journal import Journal
 Entry = tuple[bytes, int, int]
 """(command, index, term), in pysyncobj's order; the command is a type byte and the payload."""
 
-MAX_ENTRY = 1024 * 1024
+MAX_ENTRY = 8 * 1024 * 1024
 """The largest payload of one entry, in bytes (audit R17: entries are never cut into pieces)."""
 
 _APPLICATION_ID = 0x52665371

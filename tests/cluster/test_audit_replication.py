@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pysyncobj.journal import MemoryJournal
 
+from django_raftsqlite.raft.consensus import BATCH_BYTES, WINDOW_BYTES
 from django_raftsqlite.raft.filter import ProtocolViolation
 from django_raftsqlite.raft.log import MAX_ENTRY, LogFault
 from tests.support.audit import (
@@ -326,7 +327,7 @@ def test_r17_the_biggest_entry_travels_whole(clock: Clock, shell: Shell, tmp_pat
     (message,) = [m for peer, m in shell.sent if peer == "b"]
     assert message["entries"] == [(b"\x00" + big, 3, 1)]
     assert "transmission" not in message
-    with pytest.raises(ValueError, match="1048576 bytes"):
+    with pytest.raises(ValueError, match=f"{MAX_ENTRY} bytes"):
         shell.replica.propose(big + b"x")
 
 
@@ -343,9 +344,9 @@ def test_r20_a_lagging_follower_gets_no_more_than_the_window_at_once(clock: Cloc
     shell.receive("b", acknowledge(2))
     del shell.sent[:]
     for _ in range(20):
-        shell.replica.propose(bytes(MAX_ENTRY))
+        shell.replica.propose(bytes(BATCH_BYTES))
     under_way = sum(len(e[0]) for peer, m in shell.sent if peer == "b" for e in m["entries"])
-    assert 4 * MAX_ENTRY <= under_way <= 5 * MAX_ENTRY
+    assert WINDOW_BYTES <= under_way <= WINDOW_BYTES + BATCH_BYTES
     shell.receive("b", acknowledge(4))
     more = sum(len(e[0]) for peer, m in shell.sent if peer == "b" for e in m["entries"])
     assert more > under_way, "an acknowledgement opens the window"
