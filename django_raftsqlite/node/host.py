@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from ..exceptions import (
-    CommitOutcomeUnknown,
-    DataError,
-    LeaseTimeout,
-    OperationalError,
-    TransactionConflict,
-    Unavailable,
-)
+from ..exceptions import DataError, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import MAX_ENTRY, LogFault
@@ -32,32 +26,29 @@ from ..sqlite.entry import (
     Transaction,
     encode_transaction,
 )
-from ..sqlite.errors import NodeFault, StatementError
+from ..sqlite.errors import NodeFault
 from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
 from .api import NodeConfig
+from .applier import Applier, Outcomes
 from .core import Claim, Core, Message, Refused
 from .facts import handshake_facts
 from .lane import Occupant, ScratchLane
 from .latch import Latch
 from .lock import FolderLock
-from .progress import Applied
 from .requests import Request, Requests
 from .session import LocalSession
+from .verdicts import of_refusal, raise_unless_done, unavailable, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
 
 TICK = 0.05
 EXPIRE_EVERY = 60.0
-COUNT_EVERY = 0.5
 ORIGINS_KEPT = 64
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
 ORIGIN_IDLE = 1800.0
-APPLY_RETRY = 5.0
 STOP_TIMEOUT = 5.0
 MAX_TRANSACTION = MAX_ENTRY - 1024  # the entry around it needs a few bytes too
-APPLY_QUEUE_BYTES = 64 * 1024 * 1024
-APPLY_QUEUE_ENTRIES = 8192
 
 
 class HostedNode:
@@ -76,22 +67,22 @@ class HostedNode:
         self.failed: str | None = None
         self._lock = lock
         self._closing = False
-        self._machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
-        self.lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
-        self.applied = Applied(self._machine.applied_index)
-        self._base, self._digest = self._machine.base, self._machine.digest
-        self._counts, self._counted = self._machine.counts(), time.monotonic()
-        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
-        self._queued_bytes = 0
+        machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
+        self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
+        self._applier = Applier(
+            machine, self._lane, name=config.name.name, settled=self._on_outcomes, failed=self._fail
+        )
+        self._applied = self._applier.applied
         self._requests = Requests()
         self._origin_open = threading.Event()
+        self._origin_mutex = threading.Lock()
         self._driver = RaftDriver(
             self._raft_config(),
-            applied=self._machine.applied_index,
+            applied=machine.applied_index,
             on_commit=self._on_commit,
             on_message=self._on_message,
             on_view=self._on_view,
-            room=self._room,
+            room=self._applier.room,
             facts=handshake_facts(config.registrars),
             name=str(config.name),
         )
@@ -103,17 +94,14 @@ class HostedNode:
             clock=time.monotonic,
             wall=lambda: time.time_ns() // 1_000_000,
             progress=self._progress,
-            room=self._room,
+            room=self._applier.room,
         )
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._expired = time.monotonic()
-        self._apply_thread = threading.Thread(
-            target=self._apply_loop, name=f"raftsqlite-apply {config.name.name}", daemon=True
-        )
 
     def start(self) -> None:
         """Open the port, join the group. Raises OperationalError when that cannot be done."""
-        self._apply_thread.start()
+        self._applier.start()
         try:
             self._driver.start()
         except (OSError, ValueError, LogFault) as error:
@@ -154,8 +142,8 @@ class HostedNode:
 
         def refused(refusal: Refused) -> None:
             if not answer.set(refusal):
-                self.lane.lose(occupant.claim, str(refusal))
                 occupant.lost = occupant.lost or str(refusal)
+                self._lane.lose(occupant)
 
         claim = Claim(
             occupant.claim,
@@ -171,20 +159,26 @@ class HostedNode:
             if granted is None:
                 raise self._unavailable("the write lease was not granted")
             if isinstance(granted, Refused):
-                raise self._refusal(granted)
-            if not self.applied.wait(granted, deadline):
+                raise of_refusal(granted, self._view, len(self.config.peers))
+            if not self._applied.wait(granted, deadline):
                 raise Unavailable(f"this node has not applied the newest writes within {timeout:g} s", "too slow")
             base = self._enter(occupant, pragmas)
         except BaseException:
             self.release(occupant.claim)
             raise
-        return LocalSession(self, occupant, base, pragmas)
+        return LocalSession(
+            self._lane,
+            occupant,
+            base,
+            commit=partial(self.commit, occupant.claim, pragmas),
+            release=partial(self.release, occupant.claim),
+        )
 
     def commit(
         self,
         claim: bytes,
-        base: Base,
         pragmas: Mapping[str, int],
+        base: Base,
         statements: Sequence[Statement],
         *,
         timeout: float,
@@ -222,10 +216,10 @@ class HostedNode:
         if index is None:
             self._driver.call(self._core.abandon_barrier, done)
             raise self._unavailable("the leader did not confirm a read")
-        if not self.applied.wait(index, deadline):
+        if not self._applied.wait(index, deadline):
             raise Unavailable(
                 f"this node has not applied up to log index {index} within {timeout:g} s; it is at "
-                f"{self.applied.index}",
+                f"{self._applied.index}",
                 "too slow",
             )
 
@@ -247,12 +241,9 @@ class HostedNode:
         self._closing = True
         self._driver.call(self._core.close_origin, self._requests.origin)
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
-        self._queue.put(None)
-        if self._apply_thread.is_alive():
-            self._apply_thread.join()
+        self._lane.close()
+        self._applier.close()
         self._requests.renew()
-        self.lane.close()
-        self._machine.close()
         self._lock.release()
 
     # Waiting for outcomes -----------------------------------------------------------------------------------
@@ -276,90 +267,48 @@ class HostedNode:
         finally:
             self._requests.forget(request)
         if isinstance(settlement, Outcome):
-            return self._check(settlement)
+            if settlement.status is Status.REFUSED:
+                self._renew_origin(request.id.origin)
+            raise_unless_done(settlement)
+            return settlement
         if isinstance(settlement, Refused):
-            raise self._refusal(settlement)
+            raise of_refusal(settlement, self._view, len(self.config.peers))
         if settlement is None and request.sent == 0:
             raise self._unavailable("the write was not sent")
-        raise CommitOutcomeUnknown(
-            f"the outcome of this write is unknown ({settlement or 'no answer in time'}): "
-            "it may or may not have been committed"
-        )
-
-    def _check(self, outcome: Outcome) -> Outcome:
-        if outcome.status is Status.DONE:
-            return outcome
-        if outcome.status is Status.ERROR:
-            raise StatementError(outcome.code, outcome.message)
-        if outcome.status is Status.CONFLICT:
-            raise TransactionConflict(
-                "the transaction was rolled back because another one was committed first; it can be retried"
-            )
-        if outcome.status is Status.REPLAY_DIFFERS:
-            raise OperationalError(
-                "the transaction was rolled back on all nodes: its replay gave other results than its author saw"
-                f" ({outcome.message or 'no details'})"
-            )
-        self._renew_origin()
-        raise CommitOutcomeUnknown(
-            "the group no longer knows this process's requests (it was idle or stopped for too long): "
-            "the write may or may not have been committed"
-        )
-
-    def _refusal(self, refused: Refused) -> Exception:
-        if refused.reason == "locked":
-            return LeaseTimeout(str(refused))
-        if refused.reason in ("conflict", "revoked"):
-            return TransactionConflict(
-                f"the transaction was rolled back because it lost the write lease: {refused}; it can be retried"
-            )
-        if refused.reason == "failed":
-            return Unavailable(f"this node stopped itself: {refused}", "failed")
-        return self._unavailable(str(refused))
+        raise unknown(settlement or "no answer in time")
 
     def _unavailable(self, what: str) -> Unavailable:
-        view = self._view
-        if self.failed is not None:
-            return Unavailable(f"{what}: this node stopped itself: {self.failed}", "failed")
-        reachable = len(view.connected) + 1
-        if reachable <= len(self.config.peers) // 2:
-            return Unavailable(
-                f"{what}: no quorum ({reachable} of {len(self.config.peers)} members are in reach of "
-                f"{self.config.address})",
-                "no quorum",
-            )
-        if view.leader is None:
-            return Unavailable(f"{what}: no leader is known at the moment", "no leader")
-        return Unavailable(f"{what}: too slow (the leader is {view.leader})", "too slow")
+        return unavailable(what, self._view, len(self.config.peers))
 
     # Origins ------------------------------------------------------------------------------------------------
 
     def _need_origin(self, deadline: float) -> None:
         if time.monotonic() - self._requests.used > ORIGIN_IDLE:
-            self._renew_origin()
+            self._renew_origin(self._requests.origin)
         if not self._origin_open.is_set() and not self._origin_open.wait(deadline - time.monotonic()):
             raise self._unavailable("this process could not be made known to the group")
 
-    def _renew_origin(self) -> None:
-        self._origin_open.clear()
-        self._requests.renew()
-        self._driver.call(self._core.open_origin, self._requests.origin)
+    def _renew_origin(self, old: bytes) -> None:
+        with self._origin_mutex:
+            if self._requests.origin == old:
+                self._origin_open.clear()
+                self._requests.renew()
+                self._driver.call(self._core.open_origin, self._requests.origin)
 
     # The loop thread ----------------------------------------------------------------------------------------
 
     def _on_commit(self, index: int, term: int, payload: bytes) -> None:
-        self._queued_bytes += len(payload)
-        self._queue.put((index, term, payload))
-        # Not now: this is the middle of a tick, and the next batch would be proposed inside it.
-        self._driver.loop.call_soon(self._core.on_committed, index)
+        self._applier.put(index, term, payload)
+        self._core.on_committed(index)
 
     def _on_message(self, peer: str, message: Message) -> None:
         self._core.on_message(peer, message)
 
     def _on_view(self, view: RaftView) -> None:
-        self._view = view
         if view.role == "failed":
             self._fail(view.reason or "the Raft log failed")
+        if self.failed is None:
+            self._view = view
         self._core.on_view(view)
 
     def _tick(self) -> None:
@@ -367,17 +316,18 @@ class HostedNode:
             return
         self._core.tick()
         now = time.monotonic()
-        occupant = self.lane.occupant
+        occupant = self._lane.occupant
         if occupant is not None and (occupant.busy or now - occupant.used < 2 * TICK):
             self._core.touch(occupant.claim)
         if now - self._expired > EXPIRE_EVERY:
             self._expired = now
-            if self._counts["origins"] > ORIGINS_KEPT:
+            if self._applier.state.counts["origins"] > ORIGINS_KEPT:
                 self._core.expire_origins()
         self._driver.loop.call_later(TICK, self._tick)
 
     def _status(self) -> dict[str, Any]:
         view = self._driver.view
+        state = self._applier.state
         holder = self._core.sequencer.holder
         return {
             "node": self.config.address,
@@ -389,15 +339,15 @@ class HostedNode:
             "term": view.term,
             "commit_index": view.commit_index,
             "last_index": view.last_index,
-            "applied_index": self.applied.index,
-            "version": self._base.version,
-            "lineage": self._base.lineage.hex(),
-            "digest": self._digest.hex(),
+            "applied_index": self._applied.index,
+            "version": state.base.version,
+            "lineage": state.base.lineage.hex(),
+            "digest": state.digest.hex(),
             "members": [self._member(address, view) for address in self.config.peers],
             "host": {"pid": os.getpid()},
             "lease": None if holder is None else holder.who,
             "waiting": len(self._core.sequencer),
-            **self._counts,
+            **state.counts,
         }
 
     def _member(self, address: str, view: RaftView) -> dict[str, Any]:
@@ -418,66 +368,35 @@ class HostedNode:
             "heard": round(time.monotonic() - told["heard"], 3) if told else None,
         }
 
-    def _room(self) -> bool:
-        return self._queued_bytes < APPLY_QUEUE_BYTES and self._queue.qsize() < APPLY_QUEUE_ENTRIES
-
     def _progress(self) -> Message:
+        state = self._applier.state
         return {
-            "applied": self.applied.index,
-            "version": self._base.version,
-            "digest": self._digest.hex(),
+            "applied": self._applied.index,
+            "version": state.base.version,
+            "digest": state.digest.hex(),
             "failed": self.failed,
         }
 
     # The apply thread ---------------------------------------------------------------------------------------
 
-    def _apply_loop(self) -> None:
-        while (entry := self._queue.get()) is not None:
-            if self.failed is None:
-                try:
-                    self._apply(*entry)
-                except Exception as error:  # whatever it was, applying the next entry would fork this node
-                    logger.exception("node %s cannot apply log entry %d", self.config.address, entry[0])
-                    self._fail(f"log entry {entry[0]} could not be applied: {error}")
-            self._queued_bytes -= len(entry[2])
-
-    def _apply(self, index: int, term: int, payload: bytes) -> None:
-        if not payload:  # a new leader's no-op
-            self.applied.advance(index)
-            return
-        outcomes = self._apply_until_it_works(index, term, payload)
-        machine = self._machine
-        self._base, self._digest = machine.base, machine.digest
-        if time.monotonic() - self._counted > COUNT_EVERY:
-            self._counted, self._counts = time.monotonic(), machine.counts()
-        self.applied.advance(index)
+    def _on_outcomes(self, outcomes: Outcomes) -> None:
         for request, outcome in outcomes:
             self._requests.settle(request, outcome)
-        if not self._origin_open.is_set() and machine.is_open(origin := self._requests.origin):
+        if not self._origin_open.is_set() and self._applier.is_open(origin := self._requests.origin):
             self._driver.call(self._core.origin_opened, origin)
             self._origin_open.set()
-
-    def _apply_until_it_works(self, index: int, term: int, payload: bytes) -> list[tuple[RequestId, Outcome]]:
-        give_up = time.monotonic() + APPLY_RETRY
-        while True:
-            try:
-                with self.lane.apply():
-                    return self._machine.apply(index, term, payload)
-            except NodeFault as fault:
-                if not fault.retry or time.monotonic() > give_up or self._closing:
-                    raise
-                time.sleep(0.01)
 
     def _fail(self, reason: str) -> None:
         if self.failed is None:
             self.failed = reason
+            self._view = replace(self._view, role="failed", reason=reason)
             logger.error("node %s stopped itself: %s", self.config.address, reason)
             self._driver.call(self._core.fail, reason)
             self._driver.call(self._driver.fail, reason)
 
     def _enter(self, occupant: Occupant, pragmas: Mapping[str, int]) -> Base:
         try:
-            return self.lane.enter(occupant, pragmas)
+            return self._lane.enter(occupant, pragmas)
         except NodeFault as fault:
             raise OperationalError(f"scratch cannot begin a transaction: {fault}") from fault
 

@@ -77,13 +77,10 @@ class ScratchLane:
             if self._occupant is occupant:
                 self._evict(None)
 
-    def lose(self, claim: bytes, reason: str) -> None:
-        """The lease is gone: stop the running statement. Does not wait; called on the loop thread."""
-        occupant = self._occupant
-        if occupant is not None and occupant.claim == claim:
-            occupant.lost = occupant.lost or reason
-            if occupant.busy:
-                self._scratch.interrupt()
+    def lose(self, occupant: Occupant) -> None:
+        """Its lease is gone (``lost`` says why): stop its running statement. Does not wait; loop thread."""
+        if self._occupant is occupant and occupant.busy:
+            self._scratch.interrupt()
 
     @contextmanager
     def apply(self) -> Iterator[None]:

@@ -170,7 +170,7 @@ def test_a_transaction_whose_base_is_gone_is_refused_by_apply(trio: Group) -> No
     base = session.base
     write(trio.nodes[trio.leader()], "INSERT INTO t VALUES (2, 'newer')")
     with pytest.raises(TransactionConflict):
-        host.commit(b"x" * 16, base, {}, [sent], timeout=5)
+        host.commit(b"x" * 16, {}, base, [sent], timeout=5)
     trio.settle()
     assert read(trio.nodes[0], "SELECT id FROM t") == [(2,)]
 
@@ -265,7 +265,7 @@ def test_a_node_that_cannot_apply_fails_alone_and_says_why(trio: Group, monkeypa
     def broken(*_: object) -> None:
         raise NodeFault("disk I/O error (injected)")
 
-    monkeypatch.setattr(host._machine, "apply", broken)
+    monkeypatch.setattr(host._applier._machine, "apply", broken)
     write(others[0], "INSERT INTO t VALUES (1, 'a')")
     eventually(lambda: host.failed, "the node notices")
     status = trio.nodes[victim].status()

@@ -1,0 +1,125 @@
+"""The apply thread: committed entries in, the database file forward, outcomes out."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..sqlite.entry import Base, Outcome, RequestId
+from ..sqlite.errors import NodeFault
+from ..sqlite.machine import StateMachine
+from .lane import ScratchLane
+from .progress import Applied
+
+logger = logging.getLogger("django_raftsqlite.node")
+
+COUNT_EVERY = 0.5
+RETRY_FOR = 5.0
+QUEUE_BYTES = 64 * 1024 * 1024
+QUEUE_ENTRIES = 8192
+
+Outcomes = list[tuple[RequestId, Outcome]]
+
+
+class State(NamedTuple):
+    """What the database file holds, as far as others are told. ``counts`` are up to half a second old."""
+
+    base: Base
+    digest: bytes
+    counts: dict[str, int]
+
+
+class Applier:
+    """Owns the state machine, and the one thread that may use it.
+
+    :meth:`put` is called on the loop thread, with every committed index in order; ``settled`` and ``failed`` are
+    called on the apply thread. After a fault nothing more is applied: applying the next entry would fork this
+    node. ``state`` and ``applied`` may be looked at from any thread.
+    """
+
+    def __init__(
+        self,
+        machine: StateMachine,
+        lane: ScratchLane,
+        *,
+        name: str,
+        settled: Callable[[Outcomes], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        self._machine = machine
+        self._lane = lane
+        self._settled = settled
+        self._failed = failed
+        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
+        # Bytes in, by the loop thread; bytes out, by the apply thread: one writer each, so no update is lost.
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._stopping = False
+        self._stopped = False
+        self._counted = time.monotonic()
+        self.applied = Applied(machine.applied_index)
+        self.state = State(machine.base, machine.digest, machine.counts())
+        self._thread = threading.Thread(target=self._run, name=f"raftsqlite-apply {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, index: int, term: int, payload: bytes) -> None:
+        """An entry is committed; an empty payload is Raft's own. Loop thread."""
+        self._bytes_in += len(payload)
+        self._queue.put((index, term, payload))
+
+    def room(self) -> bool:
+        """Whether more should be handed over: what waits is bounded in memory."""
+        return self._bytes_in - self._bytes_out < QUEUE_BYTES and self._queue.qsize() < QUEUE_ENTRIES
+
+    def is_open(self, origin: bytes) -> bool:
+        """Whether the origin's requests are accepted. Apply thread."""
+        return self._machine.is_open(origin)
+
+    def close(self) -> None:
+        """Apply what was put, end the thread, close the file."""
+        self._stopping = True
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._machine.close()
+
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            if not self._stopped:
+                try:
+                    self._apply(*entry)
+                except Exception as error:  # whatever it was
+                    self._stopped = True
+                    logger.exception("log entry %d cannot be applied", entry[0])
+                    self._failed(f"log entry {entry[0]} could not be applied: {error}")
+            self._bytes_out += len(entry[2])
+
+    def _apply(self, index: int, term: int, payload: bytes) -> None:
+        if not payload:
+            self.applied.advance(index)
+            return
+        outcomes = self._until_it_works(index, term, payload)
+        machine, counts = self._machine, self.state.counts
+        if time.monotonic() - self._counted > COUNT_EVERY:
+            self._counted, counts = time.monotonic(), machine.counts()
+        self.state = State(machine.base, machine.digest, counts)
+        self.applied.advance(index)
+        self._settled(outcomes)
+
+    def _until_it_works(self, index: int, term: int, payload: bytes) -> Outcomes:
+        give_up = time.monotonic() + RETRY_FOR
+        while True:
+            try:
+                with self._lane.apply():
+                    return self._machine.apply(index, term, payload)
+            except NodeFault as fault:
+                if not fault.retry or time.monotonic() > give_up or self._stopping:
+                    raise
+                time.sleep(0.01)

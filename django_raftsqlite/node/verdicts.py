@@ -1,0 +1,74 @@
+"""What the caller is told: outcomes, refusals and silence as exceptions."""
+
+from __future__ import annotations
+
+from ..exceptions import (
+    CommitOutcomeUnknown,
+    Error,
+    LeaseTimeout,
+    OperationalError,
+    TransactionConflict,
+    Unavailable,
+)
+from ..raft.config import RaftView
+from ..sqlite.entry import Outcome, Status
+from ..sqlite.errors import StatementError
+from .core import Refused
+
+
+def raise_unless_done(outcome: Outcome) -> None:
+    """Raise what a request's outcome means to its author: StatementError, TransactionConflict, OperationalError
+    or CommitOutcomeUnknown."""
+    match outcome.status:
+        case Status.DONE:
+            return
+        case Status.ERROR:
+            raise StatementError(outcome.code, outcome.message)
+        case Status.CONFLICT:
+            raise TransactionConflict(
+                "the transaction was rolled back because another one was committed first; it can be retried"
+            )
+        case Status.REPLAY_DIFFERS:
+            raise OperationalError(
+                "the transaction was rolled back on all nodes: its replay gave other results than its author saw"
+                f" ({outcome.message or 'no details'})"
+            )
+        case Status.REFUSED:
+            raise CommitOutcomeUnknown(
+                "the group no longer knows this process's requests (it was idle or stopped for too long): "
+                "the write may or may not have been committed"
+            )
+
+
+def of_refusal(refused: Refused, view: RaftView, members: int) -> Error:
+    """The leader refused; the request is surely not in the log."""
+    match refused.reason:
+        case "locked":
+            return LeaseTimeout(str(refused))
+        case "conflict" | "revoked":
+            return TransactionConflict(
+                f"the transaction was rolled back because it lost the write lease: {refused}; it can be retried"
+            )
+        case "failed":
+            return Unavailable(f"this node stopped itself: {refused}", "failed")
+        case _:
+            return unavailable(str(refused), view, members)
+
+
+def unavailable(what: str, view: RaftView, members: int) -> Unavailable:
+    """``what`` did not happen in time; why, as far as this node can see in a group of ``members``."""
+    if view.role == "failed":
+        return Unavailable(f"{what}: this node stopped itself: {view.reason}", "failed")
+    reachable = len(view.connected) + 1
+    if reachable <= members // 2:
+        return Unavailable(f"{what}: no quorum ({reachable} of {members} members are in reach)", "no quorum")
+    if view.leader is None:
+        return Unavailable(f"{what}: no leader is known at the moment", "no leader")
+    return Unavailable(f"{what}: too slow (the leader is {view.leader})", "too slow")
+
+
+def unknown(why: object) -> CommitOutcomeUnknown:
+    """The request went out, and nothing came back."""
+    return CommitOutcomeUnknown(
+        f"the outcome of this write is unknown ({why}): it may or may not have been committed"
+    )
