@@ -1,6 +1,6 @@
 """Django's SQLite backend, one node, and three nodes of ours, side by side on one machine.
 
-``python -m benchmarks.bench [--quick] [--processes N] [--only create,get] [--no-memory] [--dir FOLDER]``
+``python -m benchmarks.bench [--quick] [--processes N] [--only create,get] [--no-memory] [--strict]``
 
 All contenders take turns within each round, so that the machine's noise hits all alike; what is printed is the median
 of the rounds. Clients are threads of one process, each with a connection of its own; with ``--processes`` they are
@@ -31,11 +31,14 @@ from .memory import print_memory
 
 OPERATIONS = ("create", "update", "transfer", "get", "page")
 CLIENTS = (1, 16)
+LEGEND = """\
+Three nodes: "at the leader" and "at a follower" have all clients in that node's process, "spread" has client n in the
+process of node n modulo 3. Where one process has 16 threads, they share its interpreter lock."""
 Results = dict[tuple[str, str, int], list[Sample]]
 
 
 def main() -> int:
-    """Run all of it; the exit status is 1 when a target was missed."""
+    """Run all of it; with --strict the exit status is 1 when a target was missed."""
     options = arguments()
     console = Console(width=max(118, Console().width))
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.dir))
@@ -50,7 +53,7 @@ def main() -> int:
     finally:
         field.close()
         shutil.rmtree(folder, ignore_errors=True)
-    return 0 if met else 1
+    return int(options.strict and not met)
 
 
 def compete(console: Console, field: Field, options: argparse.Namespace) -> bool:
@@ -59,6 +62,7 @@ def compete(console: Console, field: Field, options: argparse.Namespace) -> bool
     results = race(console, contenders, options)
     for clients in CLIENTS:
         console.print(table(results, contenders, options.only, clients))
+    console.print(LEGEND, highlight=False)
     return judge(console, results, options.only)
 
 
@@ -66,6 +70,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: a look, not a measurement")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a target was missed")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (7)")
     parser.add_argument("--seconds", type=float, help="seconds of each contender in each round (0.7)")
     parser.add_argument("--processes", type=int, default=1, help="spread the clients over this many processes (1)")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .cluster import Cluster, ClusterNode
+from .proxy import Network
 
 KILL_EVERY = (1.5, 4.0)
 DOWN_FOR = (0.0, 1.0)
@@ -31,6 +33,7 @@ class Chaos:
         self._protocols = cluster.folder / "protocols"
         self._protocols.mkdir()
         self.checked = 0
+        self.disturbed: Counter[str] = Counter()
 
     def load(self, node: ClusterNode) -> None:
         """Start the load in the node's process."""
@@ -63,6 +66,46 @@ class Chaos:
             time.sleep(self._rng.uniform(*DOWN_FOR))
             victim.start()
             self.load(victim)
+
+    def disturb_at_random(self, network: Network, seconds: float) -> None:
+        """Kill, stop and cut off random nodes; a node that stands still or hears nothing is not dead.
+
+        The proxies of ``network`` are between all nodes. Afterwards all nodes run and hear each other.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(self._rng.uniform(0.3, 1.5))
+            leader = self.cluster.leader()
+            victim = (
+                leader if leader is not None and self._rng.random() < 0.5 else self._rng.choice(self.cluster.nodes)
+            )
+            others = [node for node in self.cluster if node is not victim]
+            kind = self._rng.choice(["kill", "stop", "isolate", "deafen", "mute", "part"])
+            self.disturbed[kind] += 1
+            pause = self._rng.uniform(0.2, 2.5)
+            if kind == "kill":
+                victim.kill()
+                time.sleep(self._rng.uniform(*DOWN_FOR))
+                victim.start()
+                self.load(victim)
+                continue
+            assert victim.worker is not None
+            held = {
+                "stop": [],
+                "isolate": [(a, b) for o in others for a, b in ((victim, o), (o, victim))],
+                "deafen": [(other, victim) for other in others],
+                "mute": [(victim, other) for other in others],
+                "part": [(victim, others[0]), (others[0], victim)],
+            }[kind]
+            if kind == "stop":
+                victim.worker.signal(signal.SIGSTOP)
+            for source, target in held:
+                network.hold(source.address, target.address)
+            time.sleep(pause)
+            for source, target in held:
+                network.release(source.address, target.address)
+            if kind == "stop":
+                victim.worker.signal(signal.SIGCONT)
 
     def kill_all(self) -> None:
         """kill -9 of all nodes at once, then start them again."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from .cluster import Cluster
+from .proxy import Network
 
 _clusters = pytest.StashKey[list[Cluster]]()
 
@@ -30,6 +31,14 @@ def new_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewC
     yield make
     for cluster in made:
         cluster.destroy()
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Proxies between the nodes of a cluster, once it is installed in it."""
+    network = Network()
+    yield network
+    network.close()
 
 
 @pytest.fixture

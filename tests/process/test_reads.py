@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from .cluster import Cluster, ClusterNode, RemoteError, wait_until
@@ -11,13 +9,6 @@ from .conftest import NewCluster
 from .proxy import Network
 
 ROUNDS = 25
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    network = Network()
-    yield network
-    network.close()
 
 
 @pytest.fixture
