@@ -29,6 +29,7 @@ from ..sqlite.entry import (
 from ..sqlite.errors import NodeFault
 from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
+from . import fingerprint
 from .api import NodeConfig
 from .applier import Applier, Outcomes
 from .core import Claim, Core, Message, Refused
@@ -67,6 +68,7 @@ class HostedNode:
         self.failed: str | None = None
         self._lock = lock
         self._closing = False
+        self._check_untouched()
         machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
@@ -109,6 +111,20 @@ class HostedNode:
             raise OperationalError(f"this process cannot host the node {self.config.address}: {error}") from error
         self._driver.call(self._core.open_origin, self._requests.origin)
         self._driver.call(self._tick)
+
+    def _check_untouched(self) -> None:
+        """A change that did not come through the log would fork this node from the others."""
+        config = self.config
+        change = fingerprint.changed(config.name, config.folder)
+        if change is not None and len(config.peers) > 1:
+            raise OperationalError(
+                f"{change}, so it may no longer hold what the other nodes hold. Put the file back, or copy file and "
+                f"folder of another stopped node here; if nobody wrote to it (it was only copied), delete "
+                f"{config.folder / fingerprint.NAME} and start again"
+            )
+        if change is not None:
+            logger.warning("node %s: %s; there is no other node to differ from", config.address, change)
+        fingerprint.forget(config.folder)
 
     # The Node protocol --------------------------------------------------------------------------------------
 
@@ -243,6 +259,8 @@ class HostedNode:
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
         self._lane.close()
         self._applier.close()
+        if self.failed is None and self.config.durable:
+            fingerprint.keep(self.config.name, self.config.folder)
         self._requests.renew()
         self._lock.release()
 

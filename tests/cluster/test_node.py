@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from django_raftsqlite.exceptions import (
@@ -426,6 +427,39 @@ def test_other_peers_than_the_stored_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OperationalError, match="other members"):
         other.backend()
     other.close()
+
+
+def test_a_file_that_was_changed_while_its_node_was_stopped_is_not_believed(tmp_path: Path) -> None:
+    """data_version only tells of changes while the file is open."""
+    with group(tmp_path, 3) as trio:
+        write(trio.nodes[0], "CREATE TABLE t (x)")
+        trio.settle()
+        victim = trio.follower()
+        trio.nodes[victim].close()
+        trio.restart(victim)
+        trio.nodes[victim].close()
+        stranger = apsw.Connection(str(trio.configs[victim].name))
+        stranger.execute("INSERT INTO t VALUES ('foreign')").close()
+        stranger.close()
+        with pytest.raises(OperationalError, match="changed since this node was stopped"):
+            trio.restart(victim)
+        write(trio.nodes[(victim + 1) % 3], "INSERT INTO t VALUES ('ours')")
+
+
+def test_a_group_of_one_may_be_changed_while_it_is_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    node = ProcessNode(config)
+    write(node, "CREATE TABLE t (x)")
+    node.close()
+    stranger = apsw.Connection(str(config.name))
+    stranger.execute("INSERT INTO t VALUES ('by hand')").close()
+    stranger.close()
+    again = ProcessNode(config)
+    try:
+        assert read(again, "SELECT x FROM t") == [("by hand",)]
+        assert "changed since this node was stopped" in caplog.text
+    finally:
+        again.close()
 
 
 def test_closing_leaves_no_thread(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Whether the database file was changed while its node was stopped."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+NAME = "stopped.json"
+
+Fingerprint = dict[str, list[int] | None]
+
+
+def take(database: Path) -> Fingerprint:
+    """Size (bytes) and time of the last change (ns) of the file and its -wal; None for one that is missing.
+
+    By name, never opened: that would drop SQLite's locks in a process that has it open.
+    """
+    found: Fingerprint = {}
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        found[path.name] = None
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found[path.name] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def keep(database: Path, folder: Path) -> None:
+    """Remember how a clean stop left the file; after the last connection of the node was closed."""
+    (folder / NAME).write_text(json.dumps(take(database)))
+
+
+def changed(database: Path, folder: Path) -> str | None:
+    """What changed since the last clean stop, None when nothing did or the last stop was not a clean one."""
+    try:
+        before = json.loads((folder / NAME).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    now = take(database)
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return None if not names else f"{' and '.join(names)} changed since this node was stopped"
+
+
+def forget(folder: Path) -> None:
+    """The node runs: from now on its own writes change the file."""
+    (folder / NAME).unlink(missing_ok=True)
