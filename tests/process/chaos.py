@@ -32,7 +32,6 @@ class Chaos:
         self._starts = 0
         self._protocols = cluster.folder / "protocols"
         self._protocols.mkdir()
-        self.checked = 0
         self.disturbed: Counter[str] = Counter()
 
     def load(self, node: ClusterNode) -> None:
@@ -120,8 +119,7 @@ class Chaos:
     def stop(self) -> None:
         """End the load on all nodes that run it."""
         for node in self.cluster:
-            result = node.call("stop_load", wait=60)
-            self.checked += result["checked"] if result else 0
+            node.call("stop_load", wait=60)
 
     def record(self) -> Record:
         """What all threads of all processes wrote down."""
@@ -136,10 +134,13 @@ class Record:
         self.yes: dict[str, set[str]] = {}
         self.no: dict[str, set[str]] = {}
         self.wrong: list[str] = []
+        self.checked = 0
         self.reasons: Counter[str] = Counter()
         for outcome, kind, text, detail in _lines(paths):
             if outcome == "wrong":
                 self.wrong.append(f"{kind} {text}: {detail}")
+            elif outcome == "seen":
+                self.checked += 1
             elif outcome == "try":
                 self.tried.setdefault(kind, set()).add(text)
             else:

@@ -30,7 +30,7 @@ def test_nothing_is_lost_or_doubled_while_nodes_stand_still_or_do_not_hear_each_
     cluster.converge()
 
     record = chaos.record()
-    print(f"{dict(chaos.disturbed)}; {chaos.checked} checks; {dict(record.reasons)}")
+    print(f"{dict(chaos.disturbed)}; {record.checked} checks; {dict(record.reasons)}")
     assert not record.wrong, record.wrong[:10]
     for node in cluster:
         texts = node.call("texts")

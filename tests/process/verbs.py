@@ -116,11 +116,12 @@ def start_load(path: str, seed: int, tag: str, kinds: dict[str, int]) -> None:
     _load = Load(Path(path), seed=seed, tag=tag, kinds=kinds)
 
 
-def stop_load() -> dict[str, int] | None:
+def stop_load() -> None:
     """Stop working, and return when every thread has."""
     global _load
     load, _load = _load, None
-    return None if load is None else load.stop()
+    if load is not None:
+        load.stop()
 
 
 def finish() -> None:

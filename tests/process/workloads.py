@@ -1,8 +1,8 @@
 """What the node processes do while the tests inject faults, and the files that say how it went.
 
 A worker thread writes a line before each attempt (``try``) and one after it: ``yes`` (acknowledged), ``no`` (surely
-not executed), ``unknown``, or ``wrong`` with what must never happen. A line is one write(2) on a descriptor
-with O_APPEND, so that kill -9 loses no line whose attempt it did not also end.
+not executed), ``unknown``, or ``wrong`` with what must never happen; ``seen`` is a check that a reader made. A line
+is one write(2) on a descriptor with O_APPEND, so that kill -9 loses no line whose attempt it did not also end.
 """
 
 from __future__ import annotations
@@ -44,11 +44,9 @@ class Protocol:
 
 
 class Load:
-    """Threads that work until told to stop. ``rates`` counts what each kind of work acknowledged."""
+    """Threads that work until told to stop; ``kinds`` maps the methods below to how many run each."""
 
     def __init__(self, protocol: Path, *, seed: int, tag: str, kinds: dict[str, int]) -> None:
-        self.acknowledged = 0
-        self.checked = 0
         self._protocol = Protocol(protocol)
         self._stop = threading.Event()
         self._threads = [
@@ -59,12 +57,11 @@ class Load:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> dict[str, int]:
+    def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()
         self._protocol.close()
-        return {"acknowledged": self.acknowledged, "checked": self.checked}
 
     def _run(self, kind: str, who: str, rng: random.Random) -> None:
         try:
@@ -93,7 +90,6 @@ class Load:
             self._protocol.write(*judge(kind, text, error))
         else:
             self._protocol.write("yes", kind, text)
-            self.acknowledged += 1
             return True
         self._stop.wait(PAUSE_AFTER_FAILURE)
         return False
@@ -122,7 +118,7 @@ class Load:
         if self._attempt("insert", text, rng.choice([alone, alone, together])) and rng.random() < 0.2:
             # Own process, local reads: always seen.
             found = Event.objects.filter(text=text).count()
-            self.checked += 1
+            self._protocol.write("seen", "insert", text)
             if found != 1:
                 self._protocol.write("wrong", "insert", text, f"seen {found} times right after its acknowledgement")
 
@@ -163,7 +159,7 @@ class Load:
                 self._protocol.write("wrong", "audit", text, f"{level}: {type(error).__name__}: {error}")
             self._stop.wait(PAUSE_AFTER_FAILURE)
             return
-        self.checked += 1
+        self._protocol.write("seen", "audit", text)
         if total != expected:
             self._protocol.write("wrong", "audit", text, f"{level} {how}: {total} instead of {expected}")
         self._stop.wait(rng.random() * 0.01)
