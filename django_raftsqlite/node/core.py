@@ -287,6 +287,7 @@ class Core:
                 "data": request.payload,
                 "solo": request.solo,
                 "lease": request.lease,
+                "again": request.sent > 1,
                 "budget": max(request.deadline - self._clock(), 0.0),
             }
         )
@@ -394,7 +395,7 @@ class Core:
         if message["lease"] is None:
             self.sequencer.submit(write)
         else:
-            refusal = self.sequencer.commit(message["lease"], write)
+            refusal = self.sequencer.commit(message["lease"], write, again=message["again"])
             if refusal is not None:
                 self._refuse(refusal)
         self._pump()

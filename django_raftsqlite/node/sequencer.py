@@ -83,16 +83,18 @@ class Sequencer:
             self._known.add(write.request)
             self._queue.append(write)
 
-    def commit(self, lease: bytes, write: Write) -> Refusal | None:
+    def commit(self, lease: bytes, write: Write, *, again: bool = False) -> Refusal | None:
         """Queue a transaction's COMMIT, ahead of the queue. Its lease ends with it.
 
-        Refused early only when somebody else holds the lease: then its base is surely gone or about to be.
+        Refused early only when somebody else holds the lease: then its base is surely gone or about to be. Not when
+        it was sent before (``again``): an earlier leader may have put it into the log, and apply alone can tell.
         """
         if write.request in self._known:
             return None
-        if self.holder is not None and self.holder.id != lease:
+        if self.holder is None or self.holder.id == lease:
+            self.holder = None
+        elif not again:
             return Refusal(write.source, write.request, "conflict", f"the write lease went to {self.holder.who}")
-        self.holder = None
         self._known.add(write.request)
         self._commits.append(write)
         return None

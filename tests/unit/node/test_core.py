@@ -245,6 +245,29 @@ def test_a_commit_goes_into_the_log_at_once_and_frees_the_lease() -> None:
     assert group.payloads() == [[b"commit"], [b"waits"]] or group.payloads() == [[b"commit", b"waits"]]
 
 
+def test_a_commit_that_outlived_its_leader_enters_the_log_again_although_the_lease_went_on() -> None:
+    """The first leader may have replicated it. Only apply knows, and its author gets apply's answer."""
+    group = Group()
+    group.elect("n1")
+    answers: list[Any] = []
+    group.cores["n2"].claim(claim(group, b"L1", answers))
+    group.deliver()
+    commit = group.request("n2", b"commit", lease=b"L1")
+    group.cores["n2"].submit(commit)
+    group.wire.clear()  # the leader died with it, or after it was in the log
+    other: list[Any] = []
+    group.leader, group.term = "n3", group.term + 1
+    for address in ("n1", "n3"):  # n2 hears of the new leader later
+        group.ports[address].view = group.view_of(address)
+        group.cores[address].on_view(group.ports[address].view)
+    group.cores["n3"].claim(claim(group, b"L3", other))
+    assert other == [0], "the lease is another's"
+    group.refresh()
+    group.deliver()
+    assert group.payloads() == [[b"commit"]]
+    assert not commit.decided
+
+
 def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_again() -> None:
     group = Group()
     group.elect("n1")
@@ -255,7 +278,9 @@ def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_aga
     group.elect("n3")
     group.deliver()
     assert len(group.cores["n1"].sequencer) == 0
-    assert b"queued" in [payload for entry in group.payloads() for payload in entry] or len(group.cores["n3"].sequencer)
+    assert b"queued" in [payload for entry in group.payloads() for payload in entry] or len(
+        group.cores["n3"].sequencer
+    )
 
 
 def test_readers_that_wait_share_one_confirmation_and_later_ones_wait_for_the_next() -> None:

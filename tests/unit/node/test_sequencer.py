@@ -102,6 +102,16 @@ def test_a_commit_without_a_lease_is_left_to_its_base_when_nobody_holds_one() ->
     assert names(sequencer.next_batch()[0]) == ["commit"]
 
 
+def test_a_commit_that_was_sent_before_is_left_to_apply_whoever_holds_the_lease_now() -> None:
+    """An earlier leader may have put it into the log: a refusal would leave its author without an answer."""
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L2", source="b"), nowait=False)
+    granted = sequencer.next_grant(0.0)
+    assert sequencer.commit(b"L1", write("sent to the leader before"), again=True) is None
+    assert names(sequencer.next_batch()[0]) == ["sent to the leader before"]
+    assert sequencer.holder is granted, "whose lease goes on"
+
+
 def test_what_waits_past_its_deadline_is_refused_and_never_enters_the_log() -> None:
     sequencer = Sequencer(None)
     sequencer.request_lease(lease("L1"), nowait=False)
