@@ -135,6 +135,7 @@ class Record:
         self.no: dict[str, set[str]] = {}
         self.wrong: list[str] = []
         self.checked = 0
+        self.unknown: list[str] = []
         self.reasons: Counter[str] = Counter()
         for outcome, kind, text, detail in _lines(paths):
             if outcome == "wrong":
@@ -146,7 +147,9 @@ class Record:
             else:
                 if outcome in ("yes", "no"):
                     getattr(self, outcome).setdefault(kind, set()).add(text)
-                self.reasons[f"{outcome} {detail.split(':')[0]}"] += 1
+                self.reasons[f"{outcome} {kind} {detail.split(':')[0]}".strip()] += 1
+                if outcome == "unknown":
+                    self.unknown.append(f"{text}: {detail}")
 
     def check_rows(self, kind: str, texts: Iterable[str]) -> None:
         """Acknowledged rows are there exactly once, refused ones not at all, the others at most once."""

@@ -29,6 +29,7 @@ def test_acknowledged_writes_are_there_exactly_once_on_every_node(
 
     record = chaos.record()
     print(f"{chaos.kills} kills, {chaos.leaders_killed} of a leader; {dict(record.reasons)}; at the end {state}")
+    print("outcome unknown:", record.unknown)
     assert not record.wrong, record.wrong[:10]
     for node in cluster:
         record.check_rows("insert", node.call("texts"))

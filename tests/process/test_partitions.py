@@ -31,6 +31,7 @@ def test_nothing_is_lost_or_doubled_while_nodes_stand_still_or_do_not_hear_each_
 
     record = chaos.record()
     print(f"{dict(chaos.disturbed)}; {record.checked} checks; {dict(record.reasons)}")
+    print("outcome unknown:", record.unknown)
     assert not record.wrong, record.wrong[:10]
     for node in cluster:
         texts = node.call("texts")
