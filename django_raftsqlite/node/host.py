@@ -70,6 +70,12 @@ class HostedNode:
         self._closing = False
         self._check_untouched()
         machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
+        if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables():
+            machine.close()
+            raise OperationalError(
+                f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
+                "would not have them. Begin the group with no file there, and load the data into it with loaddata"
+            )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
             machine, self._lane, name=config.name.name, settled=self._on_outcomes, failed=self._fail

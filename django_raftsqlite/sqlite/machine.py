@@ -117,6 +117,14 @@ class StateMachine:
         outcomes: Any = self._connection.execute("SELECT count(*) FROM _raftsqlite_outcome").fetchall()[0][0]
         return {"origins": len(self._origins), "outcomes": outcomes}
 
+    def holds_tables(self) -> bool:
+        """Whether the file holds anything but our own tables."""
+        return bool(
+            self._connection.execute(
+                "SELECT 1 FROM sqlite_schema WHERE tbl_name NOT LIKE '\\_raftsqlite\\_%' ESCAPE '\\' LIMIT 1"
+            ).fetchall()
+        )
+
     def is_open(self, origin: bytes) -> bool:
         """Whether requests of this origin are accepted."""
         return origin in self._origins

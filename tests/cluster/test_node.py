@@ -446,6 +446,31 @@ def test_a_file_that_was_changed_while_its_node_was_stopped_is_not_believed(tmp_
         write(trio.nodes[(victim + 1) % 3], "INSERT INTO t VALUES ('ours')")
 
 
+def test_a_database_that_is_not_the_groups_is_not_taken_into_a_new_group(tmp_path: Path) -> None:
+    """One node would begin with rows that the others never get."""
+    made = Group(tmp_path, 3)
+    stranger = apsw.Connection(str(made.configs[0].name))
+    stranger.execute("CREATE TABLE theirs (x)").close()
+    stranger.close()
+    with pytest.raises(OperationalError, match="did not come through the log"):
+        made.nodes[0].backend()
+    made.close()
+
+
+def test_a_group_of_one_takes_an_existing_database_over(tmp_path: Path) -> None:
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    stranger = apsw.Connection(str(config.name))
+    stranger.execute("CREATE TABLE t (x)").close()
+    stranger.execute("INSERT INTO t VALUES ('before')").close()
+    stranger.close()
+    node = ProcessNode(config)
+    try:
+        write(node, "INSERT INTO t VALUES ('after')")
+        assert read(node, "SELECT x FROM t") == [("before",), ("after",)]
+    finally:
+        node.close()
+
+
 def test_a_group_of_one_may_be_changed_while_it_is_stopped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
     node = ProcessNode(config)
