@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,19 @@ bench: $(INSTALLED)  ## sqlite3, one node and three nodes, side by side.
 
 soak: $(INSTALLED)  ## The process tests under faults, for longer (RAFTSQLITE_SOAK_SECONDS each).
 	RAFTSQLITE_SOAK_SECONDS=$${RAFTSQLITE_SOAK_SECONDS:-60} $(BIN)/python -m pytest tests/process tests/cluster --timeout 1800
+
+DJANGO ?= 6.1
+SUITE = $(BIN)/python -m tests.django_suite --django $(DJANGO) $(if $(SUITE_PYTHON),--python $(SUITE_PYTHON))
+
+django-suite: $(INSTALLED)  ## Django's own tests on this backend: DJANGO=5.2 LABELS="queries" NODES=3 ATTACHED=1 PARALLEL=2 RATIO=1
+	$(SUITE) $(if $(LABELS),--labels "$(LABELS)") --nodes $(or $(NODES),1) --parallel $(or $(PARALLEL),1) \
+	  $(if $(ATTACHED),--attached) $(if $(RATIO),--ratio)
+
+django-baseline: $(INSTALLED)  ## Run them on django.db.backends.sqlite3 and keep the result, which django-suite compares with.
+	$(SUITE) --baseline --refresh --parallel $(or $(PARALLEL),1)
+
+third-party: $(INSTALLED)  ## The tests of Django REST framework and django-filter, on sqlite3 and on this backend.
+	$(BIN)/python -m tests.django_suite.third_party
 
 clean:
 	rm -rf $(VENV) .raftsqlite .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .environment import SERIES, Missing
 from .suite import SQLITE3, Way, run_django
-from .verdict import Baseline, Report, compare, describe
+from .verdict import Baseline, Report, compare, describe, tested_version
 
 
 def main() -> int:
@@ -17,6 +17,8 @@ def main() -> int:
     if options.parallel > 1 and (options.nodes > 1 or options.attached):
         sys.exit("--parallel copies test databases, which --nodes and --attached cannot: use one process")
     way = SQLITE3 if options.engine == "sqlite3" or options.baseline else Way("ours", options.nodes, options.attached)
+    if not (options.baseline or options.refresh):
+        options.django = tested_version(options.django)
     try:
         report = _run(options, way)
         _keep(options.report, report)
@@ -86,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ratio", action="store_true", help="run on both engines and print how much longer ours takes"
     )
-    parser.add_argument("--refresh", action="store_true", help="look on PyPI for a newer patch release")
+    parser.add_argument(
+        "--refresh", action="store_true", help="the newest patch release that PyPI has, in place of the baseline's"
+    )
     parser.add_argument("--report", type=Path, help="keep the report as JSON")
     return parser
 

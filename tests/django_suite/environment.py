@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,22 +102,25 @@ class Environment:
     def pip(self, verb: str, *arguments: str | Path) -> None:
         run(self.python, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", *arguments)
 
-    def sdist(self, project: str, version: str, *, refresh: bool = False) -> Path:
-        """The unpacked source distribution: of a series ("6.1") the newest in the cache or, else, on PyPI."""
-        exact = len(version.split(".")) > 2 or not re.fullmatch(r"[\d.]+", version)
+    def sdist(self, project: str, version: str, *, refresh: bool = False, name: str = "") -> Path:
+        """The unpacked source distribution of a version; for "6.1.*" the newest in the cache or, else, on PyPI.
+
+        ``refresh``: look on PyPI in any case. ``name``: what the archive is called in place of the project.
+        """
         folder = CACHE / "sdists"
-        if not refresh or exact:
-            found = _unpacked(folder, project, version if exact else f"{version}.*")
+        name = f"{name or project.lower()}-{version}"
+        if not refresh:
+            found = _unpacked(folder, name)
             if found:
                 return found
         downloads = folder / "downloads"
-        wanted = f"{project}=={version}" if exact else f"{project}=={version}.*"
+        wanted = f"{project}=={version}"
         self.pip("download", "--no-deps", "--no-binary", ":all:", "--dest", downloads, wanted)
         for archive in downloads.glob("*.tar.gz"):
             with tarfile.open(archive) as opened:
                 opened.extractall(folder, filter="data")
             archive.unlink()
-        found = _unpacked(folder, project, version if exact else f"{version}.*")
+        found = _unpacked(folder, name)
         if found is None:
             raise Missing(f"the source distribution of {wanted} has no folder of its name")
         return found
@@ -142,9 +146,9 @@ class Environment:
             stamp.write_text(digest.hexdigest())
 
 
-def _unpacked(folder: Path, project: str, version: str) -> Path | None:
+def _unpacked(folder: Path, name: str) -> Path | None:
     found = sorted(
-        (path for path in folder.glob(f"{project.lower()}-{version}") if path.is_dir()),
+        (path for path in folder.glob(name) if path.is_dir()),
         key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)],
     )
     return found[-1] if found else None
@@ -159,17 +163,18 @@ def requirements_of(source: Path) -> list[str]:
 
 def django_environment(django: str, python: str | None, *, refresh: bool = False) -> tuple[Environment, Path, str]:
     """Everything for one version of Django: the environment, the unpacked source, and the exact version."""
-    environment = Environment(find_interpreter(python, django), f"django{django}")
+    numbers = django.split(".")
+    environment = Environment(find_interpreter(python, django), f"django{'.'.join(numbers[:2])}")
     environment.make()
-    source = environment.sdist("Django", django, refresh=refresh)
+    series = len(numbers) == 2
+    source = environment.sdist("Django", f"{django}.*" if series else django, refresh=refresh and series)
     version = source.name.removeprefix("django-")
-    environment.install([f"Django=={version}", *_own_dependencies(), *requirements_of(source)])
+    environment.install([f"Django=={version}", *own_dependencies(), *requirements_of(source)])
     environment.install_package()
     return environment, source, version
 
 
-def _own_dependencies() -> list[str]:
-    import tomllib
-
+def own_dependencies() -> list[str]:
+    """What our package needs, but for Django itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return [line for line in project["dependencies"] if not line.lower().startswith("django")]

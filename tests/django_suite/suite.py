@@ -51,11 +51,18 @@ SQLITE3 = Way("sqlite3")
 
 
 def run_tests(
-    environment: Environment, command: Sequence[str | Path], cwd: Path, way: Way, *, output: Path | None = None
+    environment: Environment,
+    command: Sequence[str | Path],
+    cwd: Path,
+    way: Way,
+    *,
+    output: Path | None = None,
+    path: Path | None = None,
 ) -> Report:
     """Run ``command`` with the environment's Python in ``cwd``, and return what the overlay's runner reported.
 
-    ``output``: a file for what it prints, in place of the terminal. Raises Missing when there is no report.
+    ``output``: a file for what it prints, in place of the terminal. ``path``: one more folder to import from. Raises
+    Missing when there is no report.
     """
     with tempfile.TemporaryDirectory(prefix="raftsuite-") as name:
         folder = Path(name)
@@ -64,7 +71,7 @@ def run_tests(
             **way.environment(folder),
             # Where test databases go: the suite leaves none behind, however it ends.
             "TMPDIR": str(folder),
-            "PYTHONPATH": str(OVERLAY),
+            "PYTHONPATH": os.pathsep.join(map(str, (OVERLAY, *([path] if path else [])))),
         }
         arguments = [environment.python, *command]
         if output is None:

@@ -51,6 +51,14 @@ class Baseline:
         return path
 
 
+def tested_version(django: str) -> str:
+    """The patch release that the baseline of a series was made with; what is not a series with a baseline stays."""
+    try:
+        return str(Baseline.read(django).about["django"])
+    except FileNotFoundError:
+        return django
+
+
 def _nested(names: frozenset[str]) -> dict[str, str]:
     """Names by their class, to keep the files small; the tests of a class stand in one line."""
     nested: dict[str, list[str]] = {}

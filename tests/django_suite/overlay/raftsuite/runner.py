@@ -14,6 +14,7 @@ from unittest.suite import _ErrorHolder
 
 import django
 from django.db import connections
+from django.db.backends.sqlite3.features import DatabaseFeatures as SQLiteDatabaseFeatures
 from django.test import TestCase, TransactionTestCase
 from django.test.runner import DiscoverRunner
 from django.test.utils import iter_test_cases
@@ -52,16 +53,12 @@ class Runner(DiscoverRunner):
 
     def run_suite(self, suite: Any, **kwargs: Any) -> Any:
         total = len(list(iter_test_cases(suite)))
+        # Before the tests, some of which put skips of their own there.
+        own_reasons = _own_reasons()
         started = time.perf_counter()
         result = super().run_suite(suite, **kwargs)
         seconds = time.perf_counter() - started
         connection = connections["default"]
-        features = connection.features
-        builtin = next(
-            cls for cls in type(features).__mro__ if cls.__module__.startswith("django.db.backends.sqlite3")
-        )
-        theirs = builtin.django_test_skips
-        theirs = theirs.func(features) if hasattr(theirs, "func") else theirs
         report = {
             "engine": connection.settings_dict["ENGINE"],
             "django": django.get_version(),
@@ -75,11 +72,18 @@ class Runner(DiscoverRunner):
             "skipped": {_name(test): str(reason) for test, reason in result.skipped},
             "expected_failures": _names(result.expectedFailures),
             "unexpected_successes": sorted(_name(test) for test in result.unexpectedSuccesses),
-            "own_reasons": sorted(set(features.django_test_skips) - set(theirs)),
+            "own_reasons": own_reasons,
             "compared": ComparingSuite.compared,
         }
         Path(os.environ["RAFTSUITE_REPORT"]).write_text(json.dumps(report, indent=1))
         return result
+
+
+def _own_reasons() -> list[str]:
+    """The reasons for which the engine's features skip tests, without those that Django's own SQLite backend has."""
+    features: Any = connections["default"].features
+    theirs = SQLiteDatabaseFeatures.django_test_skips.func(features)
+    return sorted(set(features.django_test_skips) - set(theirs))
 
 
 def _names(outcomes: Any) -> list[str]:
