@@ -115,8 +115,11 @@ class AttachedNode:
 
     def _take(self) -> socket.socket:
         with self._mutex:
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                sock = self._idle.pop()
+                if _alive(sock):
+                    return sock
+                sock.close()
         try:
             sock = socketpath.connect(self.config.folder, CONNECT_TIMEOUT)
         except OSError as error:
@@ -134,6 +137,17 @@ class AttachedNode:
                 self._idle.append(sock)
                 return
         sock.close()
+
+
+def _alive(sock: socket.socket) -> bool:
+    """Whether the host still holds the other end: known before anything is sent, so that nothing is left unknown."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False  # the end of the stream, or an answer that nobody asked for
 
 
 class AttachedSession:

@@ -75,8 +75,11 @@ class ProcessNode:
             return backend
 
     def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
-        """See Node."""
-        return self.backend().submit(statement, pragmas, solo=solo, timeout=timeout)
+        """See Node. HostLost says that nothing was sent yet, so a host that has gone is replaced at once."""
+        try:
+            return self.backend().submit(statement, pragmas, solo=solo, timeout=timeout)
+        except HostLost:
+            return self.backend().submit(statement, pragmas, solo=solo, timeout=timeout)
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> WriteSession:
         """See Node. Nothing was executed yet, so a host that has gone is replaced at once."""

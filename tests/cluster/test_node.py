@@ -369,6 +369,23 @@ def test_a_guest_is_told_clearly_that_its_host_has_gone_and_then_hosts_itself(tm
         guest.close()
 
 
+def test_a_guest_that_was_idle_when_its_host_ended_writes_on_without_an_error(tmp_path: Path) -> None:
+    """Nothing was under way, so nothing is unknown."""
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    host = ProcessNode(config)
+    write(host, "CREATE TABLE t (x)")
+    guest = ProcessNode(config)
+    guest._backend = attach_node(config)
+    write(guest, "INSERT INTO t VALUES (1)")
+    host.close()
+    try:
+        write(guest, "INSERT INTO t VALUES (2)")
+        assert guest.hosting
+        assert read(guest, "SELECT x FROM t") == [(1,), (2,)]
+    finally:
+        guest.close()
+
+
 def test_with_host_false_and_no_host_the_error_says_what_to_do(tmp_path: Path) -> None:
     config = NodeConfig(
         name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",), host=False, timeout=0.2
