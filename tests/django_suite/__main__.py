@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ratio", action="store_true", help="run on both engines and print how much longer ours takes"
     )
     parser.add_argument(
-        "--refresh", action="store_true", help="the newest patch release that PyPI has, in place of the baseline's"
+        "--refresh", action="store_true", help="PyPI's newest patch release, in place of the baseline's"
     )
     parser.add_argument("--report", type=Path, help="keep the report as JSON")
     return parser

@@ -12,9 +12,9 @@ from .verdict import Baseline, compare, describe
 
 # What touches a database most, for its time: transactions, schema changes, introspection, fixtures, bulk writes.
 LABELS = """
-backends basic bulk_create constraints custom_pk delete fixtures force_insert_update get_or_create inspectdb introspection
-m2m_through_regress many_to_many multiple_database raw_query schema select_for_update transaction_hooks transactions update
-update_only_fields
+backends basic bulk_create constraints custom_pk delete fixtures force_insert_update get_or_create inspectdb
+introspection m2m_through_regress many_to_many multiple_database raw_query schema select_for_update transaction_hooks
+transactions update update_only_fields
 """
 ONE_NODE_LABELS = f"{LABELS} aggregation db_functions expressions lookup migrations model_fields queries"
 
