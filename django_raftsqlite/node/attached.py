@@ -142,7 +142,8 @@ class AttachedNode:
 def _alive(sock: socket.socket) -> bool:
     """Whether the host still holds the other end: known before anything is sent, so that nothing is left unknown."""
     try:
-        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        sock.setblocking(False)
+        sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return True
     except OSError:

@@ -20,6 +20,7 @@ from ..sqlite.errors import StatementError
 
 PROTOCOL = 1
 MAX_MESSAGE = 256 * 1024 * 1024
+SEND_TIMEOUT = 30.0
 _LENGTH = struct.Struct(">I")
 
 
@@ -33,6 +34,7 @@ def send(sock: socket.socket, message: Any) -> None:
     if len(body) > MAX_MESSAGE:
         raise ValueError(f"a message of {len(body)} bytes is beyond the limit of {MAX_MESSAGE}")
     try:
+        sock.settimeout(SEND_TIMEOUT)
         sock.sendall(_LENGTH.pack(len(body)) + body)
     except (OSError, TimeoutError) as error:
         raise Closed(str(error)) from error
