@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[3]
+
 FILES = {
     "config.py": """
         DATABASES = {"default": {"ENGINE": "django_raftsqlite", "NAME": "db.sqlite3"}}
@@ -79,7 +81,7 @@ def manage(tmp_path_factory: pytest.TempPathFactory) -> Manage:
             cwd=folder,
             env={
                 **os.environ,
-                "PYTHONPATH": str(folder),
+                "PYTHONPATH": os.pathsep.join(map(str, (folder, ROOT))),
                 "DJANGO_SETTINGS_MODULE": "config",
                 "DJANGO_COLORS": "nocolor",
             },
