@@ -58,15 +58,19 @@ class DatabaseFeatures(SQLiteDatabaseFeatures):
                     "dbshell.test_sqlite.SqliteDbshellCommandTestCase."
                     "test_non_zero_exit_status_when_path_to_db_is_path",
                 },
+                "A test database is a file, copied the same way however a worker was started": {
+                    "backends.sqlite.test_creation.TestDbSignatureTests."
+                    "test_get_test_db_clone_settings_not_supported",
+                },
             }
         )
         if django.VERSION >= (6, 1):
+            skips["A test database is a file, copied the same way however a worker was started"].add(
+                "backends.sqlite.test_creation.TestDbSignatureTests."
+                "test_setup_worker_connection_respects_test_database_name"
+            )
             skips.update(
                 {
-                    "A worker's copy of a test database is a file, however the worker was started": {
-                        "backends.sqlite.test_creation.TestDbSignatureTests."
-                        "test_setup_worker_connection_respects_test_database_name",
-                    },
                     "create_test_db() is overridden, which moves the warning by a frame": {
                         "backends.base.test_creation.TestDbCreationTests.test_serialize_deprecation",
                     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.settings import *  # noqa: F403 - the tests folder of django-filter
+from tests.settings import *  # type: ignore[import-untyped]  # noqa: F403 - the tests folder of django-filter
 
 from raftsuite.databases import databases
 

@@ -61,7 +61,7 @@ class _Outcomes:
     def pytest_sessionfinish(self) -> None:
         from django.db import connections
 
-        connection = connections["default"]
+        connection: Any = connections["default"]
         report = {
             "engine": connection.settings_dict["ENGINE"],
             "django": django.get_version(),

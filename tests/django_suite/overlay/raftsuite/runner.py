@@ -10,14 +10,14 @@ import time
 import unittest
 from pathlib import Path
 from typing import Any
-from unittest.suite import _ErrorHolder
+from unittest.suite import _ErrorHolder  # type: ignore[attr-defined]
 
 import django
 from django.db import connections
 from django.db.backends.sqlite3.features import DatabaseFeatures as SQLiteDatabaseFeatures
 from django.test import TestCase, TransactionTestCase
 from django.test.runner import DiscoverRunner
-from django.test.utils import iter_test_cases
+from django.test.utils import iter_test_cases  # type: ignore[attr-defined]
 
 from raftsuite.groups import GROUPS
 
@@ -58,7 +58,7 @@ class Runner(DiscoverRunner):
         started = time.perf_counter()
         result = super().run_suite(suite, **kwargs)
         seconds = time.perf_counter() - started
-        connection = connections["default"]
+        connection: Any = connections["default"]
         report = {
             "engine": connection.settings_dict["ENGINE"],
             "django": django.get_version(),
@@ -82,7 +82,8 @@ class Runner(DiscoverRunner):
 def _own_reasons() -> list[str]:
     """The reasons for which the engine's features skip tests, without those that Django's own SQLite backend has."""
     features: Any = connections["default"].features
-    theirs = SQLiteDatabaseFeatures.django_test_skips.func(features)
+    builtin: Any = SQLiteDatabaseFeatures
+    theirs = builtin.django_test_skips.func(features)
     return sorted(set(features.django_test_skips) - set(theirs))
 
 
