@@ -64,16 +64,13 @@ class DatabaseFeatures(SQLiteDatabaseFeatures):
                 },
             }
         )
+        if django.VERSION >= (6, 0):
+            skips["create_test_db() is overridden, which moves the warning by a frame"] = {
+                "backends.base.test_creation.TestDbCreationTests.test_serialize_deprecation",
+            }
         if django.VERSION >= (6, 1):
             skips["A test database is a file, copied the same way however a worker was started"].add(
                 "backends.sqlite.test_creation.TestDbSignatureTests."
                 "test_setup_worker_connection_respects_test_database_name"
-            )
-            skips.update(
-                {
-                    "create_test_db() is overridden, which moves the warning by a frame": {
-                        "backends.base.test_creation.TestDbCreationTests.test_serialize_deprecation",
-                    },
-                }
             )
         return skips
