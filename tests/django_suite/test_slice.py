@@ -26,7 +26,10 @@ def test_no_test_of_django_differs_from_the_built_in_backend(way: Way, django: s
     """What passes on django.db.backends.sqlite3 passes here, and what runs there runs here; on a follower every write
     goes through the network and the nodes' files are equal after each class of tests that commits."""
     labels = ONE_NODE_LABELS if way == ONE_NODE else LABELS
-    baseline = Baseline.read(django)
+    try:
+        baseline = Baseline.read(django)
+    except FileNotFoundError:
+        pytest.skip(f"there is no baseline for Django {django}: make django-baseline DJANGO={django}")
     output = tmp_path / "output"
     try:
         report = run_django(baseline.about["django"], way, labels.split(), output=output)
