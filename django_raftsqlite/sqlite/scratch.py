@@ -35,6 +35,8 @@ class Scratch:
         self._connection.set_busy_timeout(_BEGIN_TIMEOUT_MS)
         self._connection.set_commit_hook(lambda: True)
         self._changed_schema = False
+        # The state pragmas as they are now: to set one expires every prepared statement. Missing: not known.
+        self._current: dict[str, int] = {}
 
     @property
     def in_transaction(self) -> bool:
@@ -53,9 +55,9 @@ class Scratch:
             # foreign_keys is ignored inside a transaction, defer_foreign_keys is forgotten outside.
             for name, value in wanted.items():
                 if name != "defer_foreign_keys":
-                    connection.execute(f"PRAGMA {name} = {value:d}")
+                    self._set(name, value)
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(f"PRAGMA defer_foreign_keys = {wanted['defer_foreign_keys']:d}")
+            self._set("defer_foreign_keys", wanted["defer_foreign_keys"])
             connection.counters.restart()
             return read_base(connection)
         except apsw.Error as error:
@@ -92,11 +94,20 @@ class Scratch:
         with suppress(apsw.Error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+        if self._current.get("defer_foreign_keys") != 0:
+            # Switched off by the end of the transaction, but not for the statements prepared while it was on.
+            self._current.pop("defer_foreign_keys", None)
         if self._changed_schema:
             # ROLLBACK undoes ANALYZE in the file, not in this connection's memory.
             with suppress(apsw.Error):
                 connection.execute("PRAGMA writable_schema = RESET")
+            self._current.clear()  # it may have been a state pragma
             self._changed_schema = False
+
+    def _set(self, name: str, value: int) -> None:
+        if self._current.get(name) != value:
+            self._connection.execute(f"PRAGMA {name} = {value:d}")
+            self._current[name] = value
 
     def interrupt(self) -> None:
         """Make the statement that is running fail, from any thread."""

@@ -221,9 +221,11 @@ class Runner:
             self._current[name] = value
 
     def _forget_deferral(self) -> None:
-        # "Automatically switched off at each COMMIT or ROLLBACK" (https://sqlite.org/pragma.html).
-        if self._current is not None:
-            self._current["defer_foreign_keys"] = 0
+        # "Automatically switched off at each COMMIT or ROLLBACK" (https://sqlite.org/pragma.html), but, unlike by the
+        # pragma, without expiring the statements that were prepared while it was on. Those have no statement journal
+        # for a foreign key that fails at once, and would keep the row. Not known: so the next transaction sets it.
+        if self._current is not None and self._current.get("defer_foreign_keys") != 0:
+            self._current.pop("defer_foreign_keys", None)
 
     def _reload_schema(self) -> None:
         """Read schema and statistics from the file, as a node that starts now would.

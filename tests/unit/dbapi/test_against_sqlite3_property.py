@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from django_raftsqlite import dbapi
@@ -96,6 +96,13 @@ CONTENTS = [
 
 @settings(max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(statements, min_size=1, max_size=25))
+@example(
+    [
+        ("PRAGMA defer_foreign_keys = ON", ()),
+        ("INSERT INTO b(a) VALUES (?)", (0,)),
+        ("INSERT INTO b(a) VALUES (?)", (0,)),
+    ]
+)
 def test_random_programs_agree_with_sqlite3(program: list[Call]) -> None:
     """Rows, rowcounts, errors and the state of the transaction; and what others see in the end."""
     with tempfile.TemporaryDirectory() as folder:
