@@ -57,10 +57,11 @@ def test_whatever_is_worse_fails(changes: dict[str, Any]) -> None:
     assert not compare(report(**changes), BASELINE).passed
 
 
-def test_a_skip_for_one_of_our_own_reasons_is_listed() -> None:
-    judged = compare(report(skipped={"app.tests.A.test_other": "ours"}), BASELINE)
+@pytest.mark.parametrize("reason", ["ours", *verdict.NEWER_SQLITE])
+def test_a_skip_for_a_reason_of_our_own_is_listed(reason: str) -> None:
+    judged = compare(report(skipped={"app.tests.A.test_other": reason}), BASELINE)
     assert judged.passed
-    assert judged.listed == {"ours": ["app.tests.A.test_other"]}
+    assert judged.listed == {reason: ["app.tests.A.test_other"]}
 
 
 def test_a_baseline_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
