@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench soak django-suite django-baseline third-party clean
+.PHONY: demo test lint bench soak django-slice django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,10 @@ demo: $(INSTALLED)  ## Three nodes of the shop in testproject/, with data in it.
 	$(BIN)/python testproject/manage.py runcluster --nodes 3 --dir .raftsqlite --migrate --run "seed --admin admin"
 
 test: $(INSTALLED)  ## All tests, with a short slice of the soaks (under 12 minutes).
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slice"
+
+django-slice: $(INSTALLED)  ## A choice of Django's own tests, three ways, on Django 5.2 and 6.1 (about 5 minutes).
+	$(BIN)/python -m pytest -m slice tests/django_suite
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ transactions update update_only_fields
 ONE_NODE_LABELS = f"{LABELS} aggregation db_functions expressions lookup migrations model_fields queries"
 
 
+@pytest.mark.slice
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("django", ["5.2", "6.1"])
 @pytest.mark.parametrize("way", [ONE_NODE, FOLLOWER, ATTACHED], ids=str)
