@@ -7,9 +7,9 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
@@ -26,6 +26,7 @@ from .server import AttachServer
 
 RETRY = 0.05
 Backend = HostedNode | AttachedNode
+T = TypeVar("T")
 
 
 class ProcessNode:
@@ -75,35 +76,34 @@ class ProcessNode:
             return backend
 
     def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
-        """See Node. HostLost says that nothing was sent yet, so a host that has gone is replaced at once."""
-        try:
-            return self.backend().submit(statement, pragmas, solo=solo, timeout=timeout)
-        except HostLost:
-            return self.backend().submit(statement, pragmas, solo=solo, timeout=timeout)
+        """See Node."""
+        return self._ask(lambda backend: backend.submit(statement, pragmas, solo=solo, timeout=timeout))
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> WriteSession:
-        """See Node. Nothing was executed yet, so a host that has gone is replaced at once."""
-        try:
-            return self.backend().begin(pragmas, reason=reason, timeout=timeout, nowait=nowait)
-        except HostLost:
-            return self.backend().begin(pragmas, reason=reason, timeout=timeout, nowait=nowait)
+        """See Node."""
+
+        def begin(backend: Backend) -> WriteSession:
+            return backend.begin(pragmas, reason=reason, timeout=timeout, nowait=nowait)
+
+        return self._ask(begin)
 
     def read_barrier(self, *, timeout: float) -> None:
         """See Node."""
-        try:
-            self.backend().read_barrier(timeout=timeout)
-        except HostLost:
-            self.backend().read_barrier(timeout=timeout)
+        self._ask(lambda backend: backend.read_barrier(timeout=timeout))
 
     def status(self) -> dict[str, Any]:
         """See Node; with the process ids that are attached."""
-        try:
-            status = self.backend().status()
-        except HostLost:
-            status = self.backend().status()
+        status = self._ask(lambda backend: backend.status())
         if self._server is not None:
             status["host"]["attached"] = self._server.attached()
         return status
+
+    def _ask(self, question: Callable[[Backend], T]) -> T:
+        """HostLost says that nothing was executed yet, so a host that has gone is replaced at once."""
+        try:
+            return question(self.backend())
+        except HostLost:
+            return question(self.backend())
 
     def close(self) -> None:
         """Stop hosting, or detach; idempotent."""
