@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .consistency import reads
     from .errors import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable
+    from .retrying import retry
     from .status import node_status
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "__version__",
     "node_status",
     "reads",
+    "retry",
 ]
 
 _HOME = {
@@ -34,6 +36,7 @@ _HOME = {
     "Unavailable": "errors",
     "node_status": "status",
     "reads": "consistency",
+    "retry": "retrying",
 }
 
 

@@ -29,6 +29,7 @@ from .errors import ErrorWrapper
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
+from .retrying import note_commit
 from .schema import DatabaseSchemaEditor
 from .validation import DatabaseValidation
 
@@ -82,6 +83,7 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
             configuration.node,
             timeout=configuration.node.timeout,
             reads=partial(level_for, self.alias, configuration.reads),
+            committed=note_commit,
         )
         try:
             connection.execute("PRAGMA foreign_keys = ON")

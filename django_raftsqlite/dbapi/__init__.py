@@ -69,12 +69,13 @@ def connect(
     reads: Callable[[], str] | None = None,
     transaction_mode: str | None = None,
     isolation_level: str | None = None,
+    committed: Callable[[], None] | None = None,
 ) -> Connection:
     """Connect to the database of one node, which this process hosts or attaches to.
 
     ``config`` may be a path: then it is a group of one node. ``node`` is used instead of opening one. ``timeout``
     (seconds) defaults to the node's. ``reads`` is asked, at each autocommit read and at the begin of each
-    transaction's snapshot, for "local" or "leader". ``transaction_mode`` and ``isolation_level``: see
+    transaction's snapshot, for "local" or "leader". ``transaction_mode``, ``isolation_level`` and ``committed``: see
     :class:`Connection`. Raises OperationalError when the node can't be opened.
     """
     if not isinstance(config, NodeConfig):
@@ -90,6 +91,7 @@ def connect(
         reads=reads,
         transaction_mode=transaction_mode,
         isolation_level=isolation_level,
+        committed=committed,
     )
 
 

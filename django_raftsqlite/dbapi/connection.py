@@ -48,7 +48,8 @@ class Connection:
 
     ``timeout`` (seconds) bounds each wait for the group. ``reads`` says, for each autocommit read and each
     transaction's snapshot, whether it is "local" or "leader". ``transaction_mode`` is that of a transaction that
-    is begun implicitly (see ``isolation_level``).
+    is begun implicitly (see ``isolation_level``). ``committed`` is called whenever something was, or may have been,
+    committed: by the thread that did it, under the lock; it must not raise.
     """
 
     def __init__(
@@ -59,12 +60,18 @@ class Connection:
         reads: Callable[[], str] | None = None,
         transaction_mode: str | None = None,
         isolation_level: str | None = None,
+        committed: Callable[[], None] | None = None,
     ) -> None:
         self.unusable: Exception | None = None
         self.row_factory: Callable[[Cursor, tuple[Any, ...]], Any] | None = None
         self._readers = Readers(node.readers)
         self._executor = Executor(
-            node, self._readers, timeout=timeout, reads=reads, transaction_mode=transaction_mode
+            node,
+            self._readers,
+            timeout=timeout,
+            reads=reads,
+            transaction_mode=transaction_mode,
+            committed=committed,
         )
         self.lock = self._readers.lock
         self.run = self._executor.run

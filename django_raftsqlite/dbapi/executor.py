@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from ..exceptions import NotSupportedError, ProgrammingError
+from ..exceptions import CommitOutcomeUnknown, NotSupportedError, ProgrammingError
 from ..node.api import Node
 from ..sqlite import pragmas
 from ..sqlite.classify import Classified, Kind, classify
@@ -38,6 +38,7 @@ class Executor:
         timeout: float,
         reads: Callable[[], str] | None,
         transaction_mode: str | None,
+        committed: Callable[[], None] | None = None,
     ) -> None:
         self.timeout = timeout
         self.transaction: Transaction | None = None
@@ -48,6 +49,7 @@ class Executor:
         self._node = node
         self._readers = readers
         self._reads = reads
+        self._committed = committed or (lambda: None)
         self._transaction_mode = transaction_mode or ""
         self._pragmas: dict[str, int] = {}
 
@@ -56,9 +58,14 @@ class Executor:
         transaction = self._opened
         try:
             action()
+        except CommitOutcomeUnknown:
+            self._committed()
+            raise
         finally:
             if transaction.over:
                 self.transaction = None
+            if transaction.committed:
+                self._committed()
 
     def run(self, sql: str, parameters: Any) -> Answer:
         """Run one statement."""
@@ -143,8 +150,12 @@ class Executor:
             result = self._node.submit(statement, dict(self._pragmas), solo=solo, timeout=self.timeout)
         except StatementError as error:
             raise from_statement(error) from error
+        except CommitOutcomeUnknown:
+            self._committed()
+            raise
         finally:
             self._pragmas.pop("defer_foreign_keys", None)
+        self._committed()
         return self._written(result, classified)
 
     def _written(self, result: Result, classified: Classified) -> Answer:

@@ -47,7 +47,7 @@ class Transaction:
     session* (``session`` set; ``reader`` no longer in a transaction), and may skip the second. Invariants: the
     ``script`` holds every read of the snapshot, in order; ``net`` holds what COMMIT sends and never a
     write that was rolled back; after ``lost`` was set nothing but a rollback is accepted; after ``over`` became
-    true the Connection is in autocommit again and the lease is free.
+    true the Connection is in autocommit again and the lease is free; ``committed`` says that it changed the database.
 
     ``implicit``: SAVEPOINT outside of a transaction began it, so the RELEASE of that savepoint commits it.
     """
@@ -63,6 +63,7 @@ class Transaction:
         self.session: WriteSession | None = None
         self.lost: Error | None = None
         self.over = False
+        self.committed = False
         self.defer_foreign_keys = False
         self._script: list[Read] = []
         self._forgotten = 0
@@ -230,6 +231,7 @@ class Transaction:
         if session is not None and any(write.undone for write in self._net):
             try:
                 session.commit([write.statement for write in self._net], timeout=self._timeout)
+                self.committed = True
             except StatementError as error:
                 if not session.in_transaction:
                     self._end()
