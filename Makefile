@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## sqlite3, one node and three nodes, side by side.
+bench: $(INSTALLED)  ## sqlite3, PostgreSQL with two standbys, one node and three nodes, side by side.
 	$(BIN)/python -m benchmarks.bench
 
 soak: $(INSTALLED)  ## The process tests under faults, for longer (RAFTSQLITE_SOAK_SECONDS each).

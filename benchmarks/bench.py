@@ -1,10 +1,12 @@
-"""Django's SQLite backend, one node, and three nodes of ours, side by side on one machine.
+"""Django on SQLite, PostgreSQL with two standbys, one node and three nodes of ours, side by side on one machine.
 
-``python -m benchmarks.bench [--quick] [--processes N] [--only create,get] [--no-memory] [--strict]``
+``python -m benchmarks.bench [--quick] [--processes N] [--only get,page] [--no-postgresql] [--no-memory]``
 
 All contenders take turns within each round, so that the machine's noise hits all alike; what is printed is the median
 of the rounds. Clients are threads of one process, each with a connection of its own; with ``--processes`` they are
 spread over as many processes. Three nodes share one machine here: in a real group each has processors of its own.
+PostgreSQL (a primary and two standbys, one of which must have flushed a commit before it is answered) is installed
+when it is missing and this is root's Debian; without it the others are measured all the same.
 """
 
 from __future__ import annotations
@@ -13,33 +15,39 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import apsw
 import django
 from rich.console import Console
-from rich.table import Table
 
 from tests.process.cluster import ROOT
 
-from .contenders import Contender, Field, Sample, worker_of
+from .contenders import Contender, Field, worker_of
 from .memory import print_memory
+from .postgresql import PostgresqlMissing
+from .results import PLAIN, Results, judge, table
 
 OPERATIONS = ("create", "update", "transfer", "get", "page")
 CLIENTS = (1, 16)
+POSTGRESQL = "PostgreSQL, 3 nodes"
+POSTGRESQL_SPREAD = "PostgreSQL: spread"
 LEGEND = """\
 Three nodes: "at the leader" and "at a follower" have all clients in that node's process, "spread" has client n in the
-process of node n modulo 3. Where one process has 16 threads, they share its interpreter lock."""
-Results = dict[tuple[str, str, int], list[Sample]]
+process of node n modulo 3. Where one process has 16 threads, they share its interpreter lock. Each is compared with
+PostgreSQL whose clients are laid out alike: "spread" with "spread", the others with clients in one process."""
 
 
 def main() -> int:
     """Run all of it; with --strict the exit status is 1 when a target was missed."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that everything is ended
     console = Console(width=max(118, Console().width))
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir=options.dir))
     field = Field(folder)
@@ -58,12 +66,16 @@ def main() -> int:
 
 def compete(console: Console, field: Field, options: argparse.Namespace) -> bool:
     """Measure and print; whether the targets were met."""
-    contenders = line_up(field, options.processes)
+    contenders = [*postgresql(console, field, options), *line_up(field, options.processes)]
+    contenders.sort(key=lambda contender: contender.name != PLAIN)
+    rivals = {contender.name for contender in contenders}
+    for contender in contenders:
+        contender.rival = contender.rival if contender.rival in rivals else ""
     results = race(console, contenders, options)
     for clients in CLIENTS:
         console.print(table(results, contenders, options.only, clients))
     console.print(LEGEND, highlight=False)
-    return judge(console, results, options.only)
+    return judge(console, results, contenders, options.only)
 
 
 def arguments() -> argparse.Namespace:
@@ -77,6 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", default=",".join(OPERATIONS), help="operations, separated by commas; empty for memory alone"
     )
+    parser.add_argument("--no-postgresql", action="store_true", help="leave PostgreSQL out")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--dir", type=Path, default=ROOT / ".cache", help="where the databases are (.cache)")
     options = parser.parse_args()
@@ -90,26 +103,45 @@ def arguments() -> argparse.Namespace:
     return options
 
 
+def postgresql(console: Console, field: Field, options: argparse.Namespace) -> list[Contender]:
+    """PostgreSQL with clients in one process, or as many as were asked for, and spread over three; or nothing."""
+    if options.no_postgresql:
+        return []
+    try:
+        with console.status("PostgreSQL is made ready"):
+            group = field.postgresql()
+    except PostgresqlMissing as error:
+        console.print(f"PostgreSQL is left out: {error}", highlight=False)
+        return []
+    console.print(f"PostgreSQL {group.version}, files in {group.folder}", highlight=False)
+    workers = field.clients_of(group, max(options.processes, 3))
+    if options.processes > 1:
+        return [Contender(POSTGRESQL, workers[: options.processes])]
+    return [Contender(POSTGRESQL, workers[:1]), Contender(POSTGRESQL_SPREAD, workers)]
+
+
 def line_up(field: Field, processes: int) -> list[Contender]:
-    """All contenders, ready."""
+    """SQLite's and ours, ready."""
     one = field.group(1)
     three = field.group(3)
     leader = three.wait_leader()
     followers = three.followers()
     nodes = [leader, *followers]
+    alone = partial(Contender, ours=True)
+    group = partial(Contender, ours=True, replicated=True, rival=POSTGRESQL)
     if processes == 1:
         return [
             field.sqlite3(),
-            Contender("one node", [worker_of(one[0])]),
-            Contender("three: at the leader", [worker_of(leader)]),
-            Contender("three: at a follower", [worker_of(followers[0])]),
-            Contender("three: spread", [worker_of(node) for node in nodes]),
+            alone("one node", [worker_of(one[0])]),
+            group("three: at the leader", [worker_of(leader)]),
+            group("three: at a follower", [worker_of(followers[0])]),
+            group("three: spread", [worker_of(node) for node in nodes], rival=POSTGRESQL_SPREAD),
         ]
     return [
         field.sqlite3(processes),
-        Contender("one node", [worker_of(one[0]), *(one[0].attach() for _ in range(processes - 1))]),
-        Contender("three: at the leader", [worker_of(leader), *(leader.attach() for _ in range(processes - 1))]),
-        Contender(
+        alone("one node", [worker_of(one[0]), *(one[0].attach() for _ in range(processes - 1))]),
+        group("three: at the leader", [worker_of(leader), *(leader.attach() for _ in range(processes - 1))]),
+        group(
             "three: spread",
             [worker_of(n) if place < 3 else n.attach() for place, n in enumerate((nodes * processes)[:processes])],
         ),
@@ -129,62 +161,6 @@ def race(console: Console, contenders: list[Contender], options: argparse.Namesp
                         sample = contender.measure(name, clients, options.seconds)
                         results.setdefault((contender.name, name, clients), []).append(sample)
     return results
-
-
-def rate(samples: list[Sample]) -> float:
-    """Operations per second: the median round."""
-    return statistics.median(sample.rate for sample in samples)
-
-
-def quantile(samples: list[Sample], share: float) -> float:
-    """Milliseconds: the median round's."""
-    return statistics.median(sample.quantile(share) for sample in samples)
-
-
-def ratio(results: Results, contender: str, operation: str, clients: int) -> float:
-    """Of sqlite3's rate, round by round; the median."""
-    pairs = zip(results[contender, operation, clients], results["sqlite3", operation, clients], strict=True)
-    return statistics.median(ours.rate / theirs.rate if theirs.rate else float("inf") for ours, theirs in pairs)
-
-
-def table(results: Results, contenders: list[Contender], operations: list[str], clients: int) -> Table:
-    """One line per operation and contender."""
-    table = Table(title=f"{clients} client{'s' * (clients > 1)}", title_justify="left")
-    for header in ("", "", "per second", "p50 ms", "p99 ms", "of sqlite3"):
-        table.add_column(header, justify="left" if not header else "right")
-    for operation in operations:
-        for place, contender in enumerate(contenders):
-            samples = results[contender.name, operation, clients]
-            table.add_row(
-                operation if place == 0 else "",
-                contender.name,
-                f"{rate(samples):,.0f}",
-                f"{quantile(samples, 0.5):.2f}",
-                f"{quantile(samples, 0.99):.2f}",
-                f"{ratio(results, contender.name, operation, clients):.2f}",
-            )
-        table.add_section()
-    return table
-
-
-def judge(console: Console, results: Results, operations: list[str]) -> bool:
-    """The targets, and whether they were met."""
-    names = {name for name, _, _ in results}
-    checks: list[tuple[str, float, bool]] = []
-    for operation in ("get", "page"):
-        if operation in operations:
-            for name in sorted(names - {"sqlite3"}):
-                found = ratio(results, name, operation, 1)
-                checks.append((f"{operation}, {name}, 1 client: at least 0.9 of sqlite3's rate", found, found >= 0.9))
-    if "create" in operations:
-        found = quantile(results["three: at the leader", "create", 1], 0.5)
-        checks.append(("create, three nodes, 1 client: p50 at most 2 ms", found, found <= 2))
-        for name in sorted(name for name in names if name.startswith("three")):
-            found = ratio(results, name, "create", 16)
-            checks.append((f"create, {name}, 16 clients: at least 0.3 of sqlite3's rate", found, found >= 0.3))
-    for text, found, met in checks:
-        console.print(f"{'met   ' if met else 'MISSED'} {text}: {found:.2f}", highlight=False)
-    return all(met for _, _, met in checks)
 
 
 def describe(folder: Path) -> str:

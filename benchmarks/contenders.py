@@ -1,4 +1,4 @@
-"""Who is measured: processes of the test project on plain SQLite, on one node, and on three."""
+"""Who is measured: processes of the test project on plain SQLite, PostgreSQL, one node, and three."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.process.cluster import Cluster, ClusterNode, Worker
+
+from .postgresql import PostgresqlGroup, PostgresqlMissing
 
 
 class MeasuredWorker(Worker):
@@ -32,10 +34,16 @@ class MeasuredCluster(Cluster):
 
 @dataclass
 class Contender:
-    """``workers`` share the clients: client n works in process n modulo their number."""
+    """``workers`` share the clients: client n works in process n modulo their number.
+
+    ``rival`` is the contender on PostgreSQL whose clients are laid out as here, in as many processes.
+    """
 
     name: str
     workers: Sequence[Worker]
+    ours: bool = False
+    replicated: bool = False
+    rival: str = ""
 
     def measure(self, operation: str, clients: int, seconds: float) -> Sample:
         """Run an operation with that many clients at once, for so long."""
@@ -68,6 +76,31 @@ class Field:
     folder: Path
     _workers: list[Worker] = field(default_factory=list)
     _clusters: list[Cluster] = field(default_factory=list)
+    _servers: list[PostgresqlGroup] = field(default_factory=list)
+
+    def postgresql(self) -> PostgresqlGroup:
+        """A started PostgreSQL of three servers. Raises PostgresqlMissing."""
+        group = PostgresqlGroup(self.folder.parent)
+        self._servers.append(group)
+        try:
+            group.start()
+        except PostgresqlMissing:
+            group.close()
+            raise
+        return group
+
+    def clients_of(self, group: PostgresqlGroup, processes: int) -> list[Worker]:
+        """Client processes of the primary, the first of which has filled it."""
+        folder = self.folder / f"postgresql{len(self._workers)}"
+        folder.mkdir()
+        environment = {**group.environment, "TESTPROJECT_ENGINE": "postgresql"}
+        workers: list[Worker] = []
+        for _ in range(processes):
+            workers.append(MeasuredWorker({"NAME": str(folder / "unused")}, folder / "log", environment))
+            self._workers.append(workers[-1])
+            workers[-1].wait_ready()
+        workers[0].call("prepare", wait=120)
+        return workers
 
     def sqlite3(self, processes: int = 1) -> Contender:
         """Django's own SQLite backend: WAL, synchronous FULL."""
@@ -100,6 +133,8 @@ class Field:
             cluster.destroy()
         for worker in self._workers:
             worker.kill()
+        for group in self._servers:
+            group.close()
 
 
 def worker_of(node: ClusterNode) -> Worker:

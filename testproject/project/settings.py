@@ -1,6 +1,7 @@
 """Settings of the test project.
 
-Environment: ``TESTPROJECT_ENGINE=sqlite3`` runs it on Django's own SQLite backend (for comparison),
+Environment: ``TESTPROJECT_ENGINE=sqlite3`` runs it on Django's own SQLite backend and ``postgresql`` on PostgreSQL
+(for comparison; ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGPASSWORD`` and ``PGDATABASE`` say where it is),
 ``TESTPROJECT_DATA`` is the folder of its database, ``TESTPROJECT_DEBUG=0`` turns debugging off, and
 ``RAFTSQLITE_DEFAULT`` makes it a node of a group.
 """
@@ -57,7 +58,8 @@ TEMPLATES = [
     }
 ]
 
-if os.environ.get("TESTPROJECT_ENGINE", "") == "sqlite3":
+ENGINE = os.environ.get("TESTPROJECT_ENGINE", "")
+if ENGINE == "sqlite3":
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
@@ -70,6 +72,14 @@ if os.environ.get("TESTPROJECT_ENGINE", "") == "sqlite3":
             },
             # A file, so that threads of a test have connections of their own.
             "TEST": {"NAME": DATA_DIR / "test_plain.sqlite3"},
+        }
+    }
+elif ENGINE == "postgresql":
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": os.environ.get("PGDATABASE", "postgres"),
+            "CONN_MAX_AGE": None,
         }
     }
 else:
