@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import apsw
 import msgpack
 
-from .entry import Outcome, RequestId, Result
+from .entry import Outcome, RequestId
 from .rowids import LARGEST_BYTES
 from .tables import PREFIX
 
@@ -81,10 +81,10 @@ def new_digest(previous: bytes) -> hashlib.blake2b:
     return digest
 
 
-def feed_outcome(digest: hashlib.blake2b, request: RequestId, outcome: Outcome, results: Sequence[Result]) -> None:
+def feed_outcome(digest: hashlib.blake2b, request: RequestId, outcome: Outcome, rowcounts: Sequence[int]) -> None:
     """The decision on a request: codes and row counts, never texts, which differ between versions."""
     digest.update(request.to_bytes())
-    digest.update(_packed([int(outcome.status), outcome.code, [result.rowcount for result in results]]))
+    digest.update(_packed([int(outcome.status), outcome.code, list(rowcounts)]))
 
 
 def feed_schema(digest: hashlib.blake2b, connection: apsw.Connection) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
@@ -88,6 +88,7 @@ class Status(enum.IntEnum):
     CONFLICT = 2  # its base is gone
     REPLAY_DIFFERS = 3  # same base, other results: the author used something replay cannot repeat
     REFUSED = 4  # its origin is not open, or the request is below the origin's low-water mark
+    INCOMPLETE = 5  # it came in parts, and they are not all there; surely not executed
 
 
 @dataclass(slots=True)
@@ -98,6 +99,14 @@ class Outcome:
     result: Result | None = None
     code: int = 0
     message: str = ""
+
+
+class Statements(Protocol):
+    """Statements in order, however they are kept; may be gone through more than once."""
+
+    def __iter__(self) -> Iterator[Statement]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -111,7 +120,7 @@ class Transaction:
 
     request: RequestId
     low_water: int
-    statements: tuple[Statement, ...]
+    statements: Statements
     base: Base | None = None
     pragmas: Mapping[str, int] = field(default_factory=dict)
     solo: bool = False
@@ -124,11 +133,15 @@ class ItemKind(enum.IntEnum):
     OPEN_ORIGIN = 2
     CLOSE_ORIGIN = 3
     EXPIRE_ORIGINS = 4
+    PART = 5
+    PARTED_TRANSACTION = 6
+    EXPIRE_PARTS = 7
 
 
 class Item(NamedTuple):
-    """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; or
-    msgpack ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS."""
+    """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
+    ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS; an encoded :class:`~.parts.Part` or
+    :class:`~.parts.Parted`; or msgpack ``[idle_ms]`` for EXPIRE_PARTS."""
 
     kind: ItemKind
     payload: bytes
@@ -145,32 +158,39 @@ class Entry:
 
 def encode_transaction(transaction: Transaction) -> bytes:
     """Encode; raises OverflowError for an integer beyond 64 bits and TypeError for a foreign type."""
-    request = transaction.request
-    return _pack(
-        (
-            request.origin,
-            request.sequence,
-            transaction.low_water,
-            transaction.base,
-            dict(transaction.pragmas),
-            transaction.solo,
-            [tuple(statement) for statement in transaction.statements],
-        )
+    return _pack((*transaction_head(transaction), [tuple(statement) for statement in transaction.statements]))
+
+
+def transaction_head(transaction: Transaction) -> tuple[Any, ...]:
+    """All of a transaction but its statements, as plain types; they follow it when it is encoded."""
+    return (
+        transaction.request.origin,
+        transaction.request.sequence,
+        transaction.low_water,
+        transaction.base,
+        dict(transaction.pragmas),
+        transaction.solo,
+    )
+
+
+def make_transaction(head: Sequence[Any], statements: Statements) -> Transaction:
+    """The transaction with this :func:`transaction_head`; raises TypeError or ValueError."""
+    origin, sequence, low_water, base, pragmas, solo = head
+    return Transaction(
+        request=RequestId(origin, sequence),
+        low_water=low_water,
+        statements=statements,
+        base=None if base is None else Base(*base),
+        pragmas=pragmas,
+        solo=solo,
     )
 
 
 def decode_transaction(data: bytes) -> Transaction:
     """The inverse of :func:`encode_transaction`; raises MalformedEntry."""
     try:
-        origin, sequence, low_water, base, pragmas, solo, statements = _unpack(data)
-        return Transaction(
-            request=RequestId(origin, sequence),
-            low_water=low_water,
-            statements=tuple(Statement(*statement) for statement in statements),
-            base=None if base is None else Base(*base),
-            pragmas=pragmas,
-            solo=solo,
-        )
+        *head, statements = _unpack(data)
+        return make_transaction(head, tuple(Statement(*statement) for statement in statements))
     except (TypeError, ValueError) as error:
         raise MalformedEntry(f"a transaction cannot be decoded: {error}") from error
 

@@ -30,9 +30,9 @@ from .entry import (
 from .errors import ForeignWrite, MalformedEntry, NodeFault
 from .functions import Registrar
 from .ledger import Ledger
-from .tables import State, create, load_origins, load_outcome, load_state, save_state
-from .text import traits
-from .transactions import Decision, Runner, TransactionLost, fault
+from .parts import Incomplete, Part, Parted, PartTable, decode_part, decode_parted
+from .tables import State, create, load_origins, load_outcome, load_parted, load_state, save_state
+from .transactions import Decision, Runner, TransactionLost, fault, verbs
 
 LARGEST_KEPT = 64 * 1024
 """Bytes of an encoded outcome that are kept with its rows; a larger one is kept without them."""
@@ -44,6 +44,7 @@ class _Draft:
 
     state: State
     ledger: Ledger
+    parts: PartTable
     solo: bool
 
     def record(self, decision: Decision, request: RequestId) -> None:
@@ -86,6 +87,7 @@ class StateMachine:
     def _load(self) -> None:
         self._state = load_state(self._connection)
         self._origins = load_origins(self._connection)
+        self._parted = load_parted(self._connection)
 
     @property
     def applied_index(self) -> int:
@@ -113,9 +115,9 @@ class StateMachine:
         return self._state.digest
 
     def counts(self) -> dict[str, int]:
-        """How many origins are open, and how many outcomes kept for them."""
+        """How many origins are open, how many outcomes are kept for them, and of how many transactions parts."""
         outcomes: Any = self._connection.execute("SELECT count(*) FROM _raftsqlite_outcome").fetchall()[0][0]
-        return {"origins": len(self._origins), "outcomes": outcomes}
+        return {"origins": len(self._origins), "outcomes": outcomes, "parted": len(self._parted)}
 
     def holds_tables(self) -> bool:
         """Whether the file holds anything but our own tables."""
@@ -186,48 +188,58 @@ class StateMachine:
         self, index: int, term: int, entry: Entry, forced: dict[int, Decision | None]
     ) -> list[tuple[RequestId, Outcome]]:
         runner = self._runner
-        transactions = {
-            position: decode_transaction(item.payload)
-            for position, item in enumerate(entry.items)
-            if item.kind is ItemKind.TRANSACTION
-        }
         if entry.solo and len(entry.items) != 1:
             raise MalformedEntry("a solo entry holds one item")
-        alone = transactions.get(0) if entry.solo else None
+        wanted = [_wanted(item) for item in entry.items]
         self._check_files()
+        draft = self._draft(index, term, entry)
+        alone = self._alone(draft, wanted[0]) if entry.solo else None
         # VACUUM cannot run in a transaction. It may run twice when this process dies before the commit below, which
         # changes nothing the second time.
-        vacuum = alone if alone is not None and not forced and _is_vacuum(alone) else None
-        if vacuum is not None and self._settled(self._draft(index, term, entry), vacuum) is None:
-            forced[0] = runner.vacuum(vacuum)
-        draft = self._draft(index, term, entry)
+        if alone is not None and not forced and "VACUUM" in verbs(alone.statements):
+            if self._settled(draft, alone.request) is None:
+                forced[0] = runner.vacuum(alone)
+            draft = self._draft(index, term, entry)
         runner.begin({} if alone is None else alone.pragmas)
         self._check_data_version()
         answers: list[tuple[RequestId, Outcome]] = []
-        for position, item in enumerate(entry.items):
-            transaction = transactions.get(position)
-            if transaction is None:
-                _apply_origin_item(draft, item)
+        for position, (item, asked) in enumerate(zip(entry.items, wanted, strict=True)):
+            if asked is None:
+                _apply_upkeep(draft, item)
                 continue
-            outcome = self._settled(draft, transaction)
+            outcome = self._settled(draft, asked.request)
             if outcome is None:
-                suspected = position in forced and forced[position] is None
-                outcome = self._decide(draft, transaction, forced.get(position), position, suspected=suspected)
-            answers.append((transaction.request, outcome))
+                if isinstance(asked, Part):
+                    outcome = self._keep_part(draft, asked)
+                else:
+                    suspected = position in forced and forced[position] is None
+                    outcome = self._decide(draft, asked, forced.get(position), position, suspected=suspected)
+            answers.append((asked.request, outcome))
+        self._drop_parts(draft)
         draft.ledger.save()
         save_state(self._connection, draft.state)
         runner.commit()
         self._state = draft.state
         self._origins = draft.ledger.merged()
+        self._parted = draft.parts.held
         return answers
 
     def _draft(self, index: int, term: int, entry: Entry) -> _Draft:
         state = replace(self._state, applied_index=index, applied_term=term, time=max(self._state.time, entry.time))
-        return _Draft(state, Ledger(self._connection, self._origins), entry.solo)
+        ledger = Ledger(self._connection, self._origins)
+        return _Draft(state, ledger, PartTable(self._connection, self._parted), entry.solo)
 
-    def _settled(self, draft: _Draft, transaction: Transaction) -> Outcome | None:
+    def _alone(self, draft: _Draft, asked: _Asked | None) -> Transaction | None:
+        """The transaction of a solo entry, which says how the SQLite transaction around it begins."""
+        if isinstance(asked, Parted):
+            try:
+                return draft.parts.transaction(asked)
+            except Incomplete:
+                return None  # decided as such in its turn
+        return asked if isinstance(asked, Transaction) else None
+
+    def _settled(self, draft: _Draft, request: RequestId) -> Outcome | None:
         """The outcome of a request that is not to be executed (again)."""
-        request = transaction.request
         origin = draft.ledger.origin(request.origin)
         if origin is None or request.sequence < origin.low_water:
             # Never treated as new: what it did may be forgotten already.
@@ -237,24 +249,59 @@ class StateMachine:
         return draft.ledger.outcome(request)
 
     def _decide(
-        self, draft: _Draft, transaction: Transaction, forced: Decision | None, position: int, *, suspected: bool
+        self,
+        draft: _Draft,
+        asked: Transaction | Parted,
+        forced: Decision | None,
+        position: int,
+        *,
+        suspected: bool,
     ) -> Outcome:
-        request, state = transaction.request, draft.state
-        draft.ledger.heard_of(request, transaction.low_water, state.version, state.time)
-        if transaction.base is not None and transaction.base != state.base:
-            outcome = Outcome(Status.CONFLICT, message="the state it was based on is gone")
-            draft.record(Decision(outcome), request)
-            return outcome
-        decision = forced or self._runner.run(position, transaction, solo=draft.solo, suspected=suspected)
+        request, state = asked.request, draft.state
+        draft.ledger.heard_of(request, asked.low_water, state.version, state.time)
+        parted = isinstance(asked, Parted)
+        try:
+            transaction = draft.parts.transaction(asked) if isinstance(asked, Parted) else asked
+            if transaction.base is not None and transaction.base != state.base:
+                decision = Decision(Outcome(Status.CONFLICT, message="the state it was based on is gone"))
+            else:
+                decision = forced or self._runner.run(position, transaction, solo=draft.solo, suspected=suspected)
+        except Incomplete as incomplete:
+            decision = Decision(Outcome(Status.INCOMPLETE, message=str(incomplete)))
         if decision.changed:
             state.version += 1
             state.last = request.to_bytes()
         draft.record(decision, request)
+        if parted:
+            draft.parts.drop(request)
+        elif decision.outcome.status is Status.CONFLICT:
+            # Not kept: a copy of it can't win either, since its base is gone. One in parts can't be told again so.
+            return decision.outcome
         kept = encode_outcome(decision.outcome)
         if len(kept) > LARGEST_KEPT:
             kept = encode_outcome(replace(decision.outcome, result=None))
         draft.ledger.keep(request, kept, state.version)
         return decision.outcome
+
+    # Parts leave no trace in the digest: what they are for does, and how it was cut must not matter.
+
+    def _keep_part(self, draft: _Draft, part: Part) -> Outcome:
+        ledger, state = draft.ledger, draft.state
+        whole = RequestId(part.request.origin, part.sequence)
+        origin = ledger.origin(whole.origin)
+        assert origin is not None
+        if whole.sequence < origin.low_water:
+            return Outcome(Status.REFUSED, message="it is part of a transaction that was given up")
+        if ledger.outcome(whole) is None:  # else it would stay for ever
+            draft.parts.store(part, state.time)
+        ledger.heard_of(part.request, part.low_water, state.version, state.time)
+        return Outcome(Status.DONE)
+
+    def _drop_parts(self, draft: _Draft) -> None:
+        for request in list(draft.parts.held):
+            origin = draft.ledger.origin(request.origin)
+            if origin is None or request.sequence < origin.low_water:
+                draft.parts.drop(request)
 
     # What must not happen to the file, and is noticed before it is written to again.
 
@@ -282,11 +329,21 @@ class StateMachine:
         return tuple((status.st_dev, status.st_ino, status.st_nlink) for status in found)
 
 
-def _is_vacuum(transaction: Transaction) -> bool:
-    return any(traits(statement.sql).verb == "VACUUM" for statement in transaction.statements)
+_Asked = Transaction | Parted | Part
 
 
-def _apply_origin_item(draft: _Draft, item: Item) -> None:
+def _wanted(item: Item) -> _Asked | None:
+    """The request in an item, None for those that are nobody's."""
+    if item.kind is ItemKind.TRANSACTION:
+        return decode_transaction(item.payload)
+    if item.kind is ItemKind.PARTED_TRANSACTION:
+        return decode_parted(item.payload)
+    if item.kind is ItemKind.PART:
+        return decode_part(item.payload)
+    return None
+
+
+def _apply_upkeep(draft: _Draft, item: Item) -> None:
     state, ledger = draft.state, draft.ledger
     digest = new_digest(state.digest)
     digest.update(bytes([item.kind]) + item.payload)
@@ -296,9 +353,12 @@ def _apply_origin_item(draft: _Draft, item: Item) -> None:
         ledger.close(item.payload)
     else:
         try:
-            versions, milliseconds = msgpack.unpackb(item.payload)
+            *versions, milliseconds = msgpack.unpackb(item.payload)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise MalformedEntry(f"an EXPIRE_ORIGINS item cannot be decoded: {error}") from error
-        for origin in ledger.expire(state.version - versions, state.time - milliseconds):
-            digest.update(origin)
+            raise MalformedEntry(f"an {item.kind.name} item cannot be decoded: {error}") from error
+        if item.kind is ItemKind.EXPIRE_PARTS:
+            draft.parts.expire(state.time - milliseconds)
+        else:
+            for origin in ledger.expire(state.version - versions[0], state.time - milliseconds):
+                digest.update(origin)
     state.digest = digest.digest()

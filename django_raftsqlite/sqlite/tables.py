@@ -39,6 +39,15 @@ CREATE TABLE IF NOT EXISTS _raftsqlite_outcome(
     outcome BLOB NOT NULL,
     PRIMARY KEY (origin, sequence)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _raftsqlite_part(
+    origin BLOB NOT NULL,
+    sequence INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    time INTEGER NOT NULL,
+    checksum BLOB NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (origin, sequence, number)
+) STRICT;
 """
 
 
@@ -132,6 +141,14 @@ def load_origins(connection: apsw.Connection) -> dict[bytes, Origin]:
         " (SELECT max(sequence) FROM _raftsqlite_outcome p WHERE p.origin = o.origin) FROM _raftsqlite_origin o"
     )
     return {origin: Origin(low, version, time, highest or 0) for origin, low, version, time, highest in rows}
+
+
+def load_parted(connection: apsw.Connection) -> dict[RequestId, int]:
+    """The transactions of which parts are kept, and the log time (ms) of the newest part of each."""
+    rows: Any = connection.execute(
+        "SELECT origin, sequence, max(time) FROM _raftsqlite_part GROUP BY origin, sequence"
+    )
+    return {RequestId(origin, sequence): time for origin, sequence, time in rows}
 
 
 def forget_own_statistics(connection: apsw.Connection) -> None:

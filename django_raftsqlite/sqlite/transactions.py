@@ -11,9 +11,10 @@ import apsw
 from . import pragmas
 from .changes import Recorder, feed_outcome, feed_schema
 from .connections import Connection
-from .entry import Outcome, RequestId, Result, Statement, Status, Transaction, result_digest
+from .entry import Outcome, RequestId, Result, Statement, Statements, Status, Transaction, result_digest
 from .errors import NodeFault, StatementError
 from .execution import result_of, run
+from .parts import StoredStatements
 from .rowids import Rowids
 from .text import CONTROL, DDL, tokens, traits
 
@@ -26,17 +27,24 @@ _NO_ROWID_LEFT = StatementError(apsw.SQLITE_FULL, "database or disk is full: the
 class Decision:
     """What became of a transaction. ``changed``: rows or schema may be different now, so it makes a new version.
 
-    ``changes`` (bytes) stand for what it changed, in the digest.
+    ``rowcounts`` are those of its statements; ``changes`` (bytes) stand for what it changed, in the digest.
     """
 
     outcome: Outcome
-    results: list[Result] = field(default_factory=list)
+    rowcounts: list[int] = field(default_factory=list)
     changed: bool = False
     changes: bytes = b""
 
     def feed(self, digest: hashlib.blake2b, request: RequestId) -> None:
-        feed_outcome(digest, request, self.outcome, self.results)
+        feed_outcome(digest, request, self.outcome, self.rowcounts)
         digest.update(self.changes)
+
+
+def verbs(statements: Statements) -> frozenset[str]:
+    """What the statements do: INSERT, CREATE, VACUUM..."""
+    if isinstance(statements, StoredStatements):
+        return statements.verbs
+    return frozenset(traits(statement.sql).verb for statement in statements)
 
 
 class TransactionLost(Exception):
@@ -97,7 +105,8 @@ class Runner:
         if len(transaction.statements) != 1:
             return _failed(StatementError(apsw.SQLITE_ERROR, "cannot VACUUM from within a transaction"))
         try:
-            result = run(self._connection, transaction.statements[0])
+            (statement,) = transaction.statements
+            result = run(self._connection, statement)
         except Exception as error:
             known = result_of(error)
             if known is None:
@@ -105,7 +114,7 @@ class Runner:
             return _failed(known)
         finally:
             self._reload_schema()
-        return Decision(Outcome(Status.DONE, result), [result], changed=True)
+        return Decision(Outcome(Status.DONE, result), [result.rowcount], changed=True)
 
     def run(self, position: int, transaction: Transaction, *, solo: bool, suspected: bool) -> Decision:
         """Run a transaction in a savepoint of its own, also when it is alone: virtual tables notice.
@@ -116,7 +125,7 @@ class Runner:
         wanted = pragmas.STATE | dict(transaction.pragmas)
         if not solo and (transaction.solo or wanted["foreign_keys"] != pragmas.STATE["foreign_keys"]):
             return _failed(StatementError(apsw.SQLITE_ERROR, "this transaction must be alone in its log entry"))
-        definitions = any(traits(statement.sql).verb in DDL for statement in transaction.statements)
+        definitions = not DDL.isdisjoint(verbs(transaction.statements))
         connection = self._connection
         connection.execute("SAVEPOINT _raftsqlite")
         for name, value in wanted.items():
@@ -145,7 +154,8 @@ class Runner:
 
     def _run_in_savepoint(self, position: int, transaction: Transaction, suspected: bool) -> Decision:
         connection = self._connection
-        results: list[Result] = []
+        answer: Result | None = None
+        rowcounts: list[int] = []
         autocommit = transaction.base is None and len(transaction.statements) == 1
         for statement in transaction.statements:
             seen: Result | StatementError
@@ -171,12 +181,13 @@ class Runner:
                 self._undo()
                 return _failed(seen)
             if result is not None:
-                results.append(result)
+                rowcounts.append(result.rowcount)
+                answer = result if autocommit else None
         # RELEASE of a savepoint within a transaction does not check what COMMIT would.
         if self._open_foreign_keys():
             self._undo()
             return _failed(_DEFERRED_FAILED)
-        return Decision(Outcome(Status.DONE, results[0] if autocommit else None), results, changed=True)
+        return Decision(Outcome(Status.DONE, answer), rowcounts, changed=True)
 
     def _run_statement(self, position: int, statement: Statement, suspected: bool) -> Result:
         """Raises _Undone for an error that is the statement's result."""
