@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..sqlite.entry import Base, Result, Statement
+from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.functions import Registrar
 from ..sqlite.readers import ReaderPool
+from .requests import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,16 @@ class WriteSession(Protocol):
     raised TransactionConflict, HostLost or Unavailable, the session is over and its lease is free.
     """
 
-    base: Base
+    @property
+    def base(self) -> Base:
+        """The state it works on top of."""
 
     def execute(self, statement: Statement) -> Result:
         """Run on scratch (reads, writes and SAVEPOINT commands alike).
 
         Raises StatementError (the statement's own; the transaction goes on), TransactionConflict (the
-        lease was lost), HostLost.
+        lease was lost), HostLost (the process with the scratch ended: nothing of the transaction was committed, and
+        another may be begun at once).
         """
 
     @property
@@ -78,8 +82,8 @@ class WriteSession(Protocol):
         """Replicate the net writes with this session's base, and return when they are applied here.
 
         An open deferred foreign key raises StatementError (SQLITE_CONSTRAINT_FOREIGNKEY) and leaves the
-        session open. Else the session is over; raises TransactionConflict, Unavailable (surely not
-        committed) or CommitOutcomeUnknown.
+        session open. Else the session is over; raises TransactionConflict, Unavailable, LeaseTimeout (surely not
+        committed) or CommitOutcomeUnknown. A host that ends meanwhile is replaced: never raises HostLost.
         """
 
     def rollback(self) -> None:
@@ -100,12 +104,13 @@ class Node(Protocol):
     def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
         """Replicate one autocommit statement; return when it is applied here.
 
-        Raises StatementError, Unavailable (surely not executed), LeaseTimeout, CommitOutcomeUnknown, HostLost.
+        Sent again, under one id, when leaders or hosts change. Raises StatementError, Unavailable and LeaseTimeout
+        (surely not executed), CommitOutcomeUnknown (the time is up).
         """
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> WriteSession:
         """Take the write lease and open scratch at the newest state. ``reason`` is the first statement's
-        text, for messages and status. Raises LeaseTimeout, Unavailable, HostLost."""
+        text, for messages and status. Raises LeaseTimeout, Unavailable, HostLost (no host answers in time)."""
 
     def read_barrier(self, *, timeout: float) -> None:
         """Return when this node has applied all that was committed anywhere before the call (ReadIndex,
@@ -116,6 +121,85 @@ class Node(Protocol):
 
     def close(self) -> None:
         """Release this process's share: stop hosting, or detach. Idempotent."""
+
+
+class BackendSession(Protocol):
+    """An interactive transaction on the host's scratch.
+
+    As WriteSession, but its COMMIT is a request that was numbered and encoded by its author's process, which sends
+    it again elsewhere when the host ends meanwhile. ``claim`` (16 bytes) names its hold on the write lease.
+    """
+
+    @property
+    def base(self) -> Base:
+        """See WriteSession."""
+
+    @property
+    def claim(self) -> bytes:
+        """See above."""
+
+    def execute(self, statement: Statement) -> Result:
+        """See WriteSession."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """See WriteSession."""
+
+    def total_changes(self) -> int:
+        """See WriteSession."""
+
+    def commit(self, request: Request, *, timeout: float) -> Outcome:
+        """Have the request, whose ``lease`` is this session's claim, executed; as :meth:`Backend.execute`.
+
+        An open deferred foreign key raises StatementError (SQLITE_CONSTRAINT_FOREIGNKEY) before anything is sent,
+        and leaves the session open. Else the session is over.
+        """
+
+    def rollback(self) -> None:
+        """See WriteSession."""
+
+
+class Backend(Protocol):
+    """The way to a node: hosted in this process, or attached to the process that hosts it. Thread-safe.
+
+    Everything raises :class:`~django_raftsqlite.exceptions.HostLost` when the host ends or does not answer; then
+    ``lost`` is true and another backend must be had.
+    """
+
+    @property
+    def lost(self) -> bool:
+        """Whether the host is gone, and this object of no more use."""
+
+    def open_origin(self, origin: bytes, *, timeout: float) -> None:
+        """Make an origin known to the group; return when this node has applied that. May be repeated.
+
+        Raises Unavailable and LeaseTimeout.
+        """
+
+    def close_origin(self, origin: bytes) -> None:
+        """Let the group forget an origin and its outcomes. Nothing of it may be open. Does not wait, never raises."""
+
+    def execute(self, request: Request, *, timeout: float) -> Outcome:
+        """Have the request applied exactly once, however often and through however many hosts it is sent.
+
+        Returns its outcome when this node knows it. Raises, all of them only when it was surely not executed:
+        Unavailable, LeaseTimeout, TransactionConflict, DataError, OriginClosed; CommitOutcomeUnknown when the time
+        is up; HostLost, and then ``request.sent`` says whether it may have been executed.
+        """
+
+    def begin(
+        self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
+    ) -> BackendSession:
+        """See Node."""
+
+    def read_barrier(self, *, timeout: float) -> None:
+        """See Node."""
+
+    def status(self) -> dict[str, Any]:
+        """See Node."""
+
+    def close(self) -> None:
+        """Stop hosting, or detach. Idempotent."""
 
 
 OpenNode = Callable[[NodeConfig], Node]

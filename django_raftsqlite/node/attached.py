@@ -7,111 +7,184 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import __version__
-from ..exceptions import CommitOutcomeUnknown, HostLost, OperationalError, TransactionConflict
-from ..sqlite.entry import Base, Result, Statement, decode_result
+from ..exceptions import HostLost, OperationalError, TransactionConflict
+from ..sqlite.entry import Base, Outcome, Result, Statement, decode_outcome, decode_result
 from . import socketpath, wire
 from .api import NodeConfig
+from .requests import Request
 
 CONNECT_TIMEOUT = 2.0
-ANSWER_GRACE = 2.0  # beyond the host's own deadline: a stopped host must not hang its guests
-STATEMENT_TIMEOUT = 3600.0
+CLOSE_TIMEOUT = 1.0
 MAX_IDLE_SOCKETS = 8
+ALIVE_EVERY = 1.0
+"""Seconds without an answer after which the host is asked whether it is there, and asked again."""
 
 
 class AttachedNode:
-    """Writes, transactions and status through the host; reads go to the file directly.
+    """Writes, transactions and status through the host; reads go to the file directly. A Backend.
 
-    Thread-safe: each call, and each session, uses a socket of its own from a small pool. ``lost`` turns true when
-    the host has gone; the node is of no more use then.
+    Thread-safe: each call, and each session, uses a socket of its own from a small pool. The host keeps the
+    deadlines; this side only finds out when the host ended (its sockets end) or stands still (it does not say that it
+    is there). ``lost`` turns true then, and the node is of no more use.
     """
 
     def __init__(self, config: NodeConfig, first: socket.socket) -> None:
         self.config = config
         self.lost = False
+        self._closed = False
+        self._watched: socket.socket | None = None
         self._mutex = threading.Lock()
         self._idle: list[socket.socket] = []
-        self.host_pid = self._hello(first)
+        self.host_pid = socketpath.peer_pid(first)
+        pid = self._hello(first)
+        self.host_pid = self.host_pid or pid
         self._idle.append(first)
 
-    def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
-        """See Node. A host that ends meanwhile leaves the outcome unknown."""
-        request = ["submit", wire.encode_statement(statement), dict(pragmas), solo, timeout]
-        result = decode_result(self._call(request, timeout, unknown=True))
-        assert result is not None
-        return result
+    def open_origin(self, origin: bytes, *, timeout: float) -> None:
+        """See Backend."""
+        self._call(["open_origin", origin, timeout], timeout)
+
+    def close_origin(self, origin: bytes) -> None:
+        """See Backend."""
+        with contextlib.suppress(OperationalError):
+            self._call(["close_origin", origin], CLOSE_TIMEOUT)
+
+    def execute(self, request: Request, *, timeout: float) -> Outcome:
+        """See Backend."""
+        sock = self._take()
+        try:
+            message = ["execute", *wire.encode_request(request), timeout]
+            request.sent = True
+            outcome = decode_outcome(self._converse(sock, message, timeout))
+        finally:
+            self._give(sock)
+        return outcome
 
     def begin(
         self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
     ) -> AttachedSession:
-        """See Node."""
+        """See Backend."""
         sock = self._take()
         try:
-            base = self._converse(sock, ["begin", dict(pragmas), reason, timeout, nowait], timeout)
-        except HostLost:
-            raise
+            base, claim = self._converse(sock, ["begin", dict(pragmas), reason, timeout, nowait], timeout)
         except BaseException:
             self._give(sock)
             raise
-        return AttachedSession(self, sock, Base(*base))
+        return AttachedSession(self, sock, Base(*base), claim)
 
     def read_barrier(self, *, timeout: float) -> None:
-        """See Node."""
+        """See Backend."""
         self._call(["barrier", timeout], timeout)
 
     def status(self) -> dict[str, Any]:
-        """See Node."""
+        """See Backend."""
         status: dict[str, Any] = self._call(["status"], self.config.timeout)
         return status
 
+    def watch(self, ended: Callable[[], None]) -> None:
+        """Have ``ended`` called, in a thread of its own, as soon as the host has ended; not after :meth:`close`.
+
+        Raises HostLost.
+        """
+        self._watched = self._connect()
+        threading.Thread(
+            target=self._watch, args=(self._watched, ended), name="raftsqlite-watch", daemon=True
+        ).start()
+
     def close(self) -> None:
         """Detach; idempotent."""
-        self.lost = True
+        self.lost = self._closed = True
         with self._mutex:
             idle, self._idle = self._idle, []
         for sock in idle:
             sock.close()
+        if self._watched is not None:
+            with contextlib.suppress(OSError):
+                self._watched.shutdown(socket.SHUT_RDWR)  # its thread wakes, and closes it
+
+    def _watch(self, sock: socket.socket, ended: Callable[[], None]) -> None:
+        with sock:
+            wire.readable(sock, None)  # nothing ever comes through it but its end
+        if not self._closed:
+            self.lost = True
+            ended()
 
     def _hello(self, sock: socket.socket) -> int:
-        pid: int = self._converse(sock, ["hello", wire.PROTOCOL, __version__, os.getpid()], CONNECT_TIMEOUT)
-        return pid
-
-    def _call(self, request: list[Any], timeout: float, *, unknown: bool = False) -> Any:
-        sock = self._take()
         try:
-            value = self._converse(sock, request, timeout, unknown=unknown)
-        except (HostLost, CommitOutcomeUnknown):
+            wire.send(sock, ["hello", wire.PROTOCOL, __version__, os.getpid()])
+            answer = wire.receive(sock, time.monotonic() + CONNECT_TIMEOUT)
+        except (wire.Closed, TimeoutError) as error:
+            sock.close()
+            raise self._gone(error) from error
+        except BaseException:
             sock.close()
             raise
-        except BaseException:
-            self._give(sock)
-            raise
-        self._give(sock)
-        return value
+        if answer[0] != "ok":
+            sock.close()
+            raise wire.decode_error(answer)
+        pid: int = answer[1]
+        return pid
 
-    def _converse(self, sock: socket.socket, request: list[Any], timeout: float, *, unknown: bool = False) -> Any:
+    def _call(self, message: list[Any], timeout: float) -> Any:
+        sock = self._take()
         try:
-            wire.send(sock, request)
-            answer = wire.receive(sock, time.monotonic() + timeout + ANSWER_GRACE)
+            return self._converse(sock, message, timeout)
+        finally:
+            self._give(sock)
+
+    def _converse(self, sock: socket.socket, message: list[Any], timeout: float | None) -> Any:
+        """Ask and wait for the answer. The socket is closed when it may still get one, or can get no other."""
+        try:
+            wire.send(sock, message, wire.SEND_TIMEOUT if timeout is None else timeout + CONNECT_TIMEOUT)
+            self._await(sock, timeout)
+            answer = wire.receive(sock, time.monotonic() + wire.SEND_TIMEOUT)
         except BaseException as error:
             sock.close()  # an answer that comes later must not meet another request
             if not isinstance(error, wire.Closed | TimeoutError):
                 raise
-            self.lost = True
-            how = "did not answer in time" if isinstance(error, TimeoutError) else "has ended"
-            text = f"the process that hosts the node{self._who()} {how}"
-            if unknown:
-                raise CommitOutcomeUnknown(f"{text}: the write may or may not have been committed") from error
-            raise HostLost(f"{text}; the next statement attaches anew") from error
+            raise self._gone(error) from error
         if answer[0] == "ok":
             return answer[1]
-        raise wire.decode_error(answer)
+        raised = wire.decode_error(answer)
+        if isinstance(raised, HostLost):  # it stops
+            self.lost = True
+        raise raised
 
-    def _who(self) -> str:
-        return f" (process {self.host_pid})" if hasattr(self, "host_pid") else ""
+    def _await(self, sock: socket.socket, timeout: float | None) -> None:
+        """Return when an answer begins to come. Raises HostLost when the host ended or stands still.
+
+        ``timeout`` (seconds) is the one that the host was told; None where it was told none: a statement on scratch
+        may take as long as it likes. Both while the host shows signs of life.
+        """
+        deadline = time.monotonic() + (self.config.timeout if timeout is None else timeout)
+        while not wire.readable(sock, ALIVE_EVERY):
+            patience = max(deadline - time.monotonic(), CONNECT_TIMEOUT)
+            other = self._take()
+            try:
+                wire.send(other, ["ping"], patience)
+                wire.receive(other, time.monotonic() + patience)
+            except BaseException:
+                other.close()
+                raise
+            self._give(other)
+
+    def _gone(self, error: Exception) -> HostLost:
+        self.lost = True
+        who = f" (process {self.host_pid})" if self.host_pid else ""
+        what = "does not answer" if isinstance(error, TimeoutError) else "has ended"
+        return HostLost(f"the process that hosts the node{who} {what}")
+
+    def _connect(self) -> socket.socket:
+        try:
+            sock = socketpath.connect(self.config.folder, CONNECT_TIMEOUT)
+        except OSError as error:
+            raise self._gone(error) from error
+        self._hello(sock)
+        return sock
 
     def _take(self) -> socket.socket:
         with self._mutex:
@@ -120,18 +193,10 @@ class AttachedNode:
                 if _alive(sock):
                     return sock
                 sock.close()
-        try:
-            sock = socketpath.connect(self.config.folder, CONNECT_TIMEOUT)
-        except OSError as error:
-            self.lost = True
-            raise HostLost(
-                f"the process that hosts the node (process {self.host_pid}) is not there any more ({error}); "
-                "the next statement attaches anew"
-            ) from error
-        self._hello(sock)
-        return sock
+        return self._connect()
 
     def _give(self, sock: socket.socket) -> None:
+        """Keep a socket for the next call, unless it is closed."""
         with self._mutex:
             if not self.lost and sock.fileno() >= 0 and len(self._idle) < MAX_IDLE_SOCKETS:
                 self._idle.append(sock)
@@ -152,19 +217,20 @@ def _alive(sock: socket.socket) -> bool:
 
 
 class AttachedSession:
-    """A :class:`~django_raftsqlite.node.api.WriteSession` on the host's scratch, over a socket of its own."""
+    """A :class:`~django_raftsqlite.node.api.BackendSession` on the host's scratch, over a socket of its own."""
 
-    def __init__(self, node: AttachedNode, sock: socket.socket, base: Base) -> None:
+    def __init__(self, node: AttachedNode, sock: socket.socket, base: Base, claim: bytes) -> None:
         self._node = node
         self._socket: socket.socket | None = sock
         self._in_transaction = True
         self._total_changes = 0
         self.base = base
+        self.claim = claim
 
     def execute(self, statement: Statement) -> Result:
-        """See WriteSession."""
-        request = ["execute", wire.encode_statement(statement)]
-        error, result, self._in_transaction, self._total_changes = self._converse(request, STATEMENT_TIMEOUT)
+        """See BackendSession."""
+        message = ["run", wire.encode_statement(statement)]
+        error, result, self._in_transaction, self._total_changes = self._converse(message, None)
         if error is not None:
             raise wire.decode_error(error)
         decoded = decode_result(result)
@@ -173,43 +239,41 @@ class AttachedSession:
 
     @property
     def in_transaction(self) -> bool:
-        """See WriteSession."""
+        """See BackendSession."""
         return self._in_transaction
 
     def total_changes(self) -> int:
-        """See WriteSession."""
+        """See BackendSession."""
         return self._total_changes
 
-    def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
-        """See WriteSession."""
-        request = ["commit", [wire.encode_statement(s) for s in statements], timeout]
+    def commit(self, request: Request, *, timeout: float) -> Outcome:
+        """See BackendSession."""
+        message = ["commit", *wire.encode_request(request), timeout]
+        before, request.sent = request.sent, True
         try:
-            error, self._in_transaction = self._converse(request, timeout, unknown=True)
+            error, outcome = self._converse(message, timeout)
         except BaseException:
             self._in_transaction = False
             self._release()
             raise
-        if not self._in_transaction:
-            self._release()
-        if error is not None:
+        if error is not None:  # of a deferred foreign key: found on scratch, nothing was sent
+            request.sent = before
             raise wire.decode_error(error)
+        self._in_transaction = False
+        self._release()
+        return decode_outcome(outcome)
 
     def rollback(self) -> None:
-        """See WriteSession."""
+        """See BackendSession."""
         if self._socket is not None:
             with contextlib.suppress(OperationalError):
                 self._converse(["rollback"], self._node.config.timeout)
             self._release()
 
-    def _converse(self, request: list[Any], timeout: float, *, unknown: bool = False) -> Any:
+    def _converse(self, message: list[Any], timeout: float | None) -> Any:
         if self._socket is None:
             raise TransactionConflict("the transaction is over")
-        try:
-            return self._node._converse(self._socket, request, timeout, unknown=unknown)
-        except (HostLost, CommitOutcomeUnknown):
-            if self._socket.fileno() < 0:
-                self._socket = None
-            raise
+        return self._node._converse(self._socket, message, timeout)
 
     def _release(self) -> None:
         sock, self._socket = self._socket, None

@@ -14,7 +14,8 @@ import msgpack
 
 from ..raft.config import RaftView
 from ..sqlite.entry import Entry, Item, ItemKind, RequestId, encode_entry
-from .requests import Request, Requests
+from .latch import Latch
+from .requests import Attempt, Requests
 from .sequencer import Lease, Refusal, Sequencer, Write
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -28,14 +29,29 @@ IDLE_MILLISECONDS = 3_600_000
 
 
 class Refused(Exception):
-    """The leader took a request out of its queue; it is surely not in the log.
+    """A request is not going on. The leader took it out of its queue: it is surely not in the log.
 
-    ``reason``: "locked", "slow", "conflict", "revoked" or "failed".
+    ``reason``: "locked", "slow", "conflict" or "revoked" by the leader; "failed" or "stopped" by this node itself,
+    also for a request that was sent, which may be in the log then.
     """
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class Opening(Latch[bool | Refused]):
+    """A thread's wish to have ``origin`` (16 bytes) opened: True once it is, or the leader's refusal.
+
+    ``deadline`` is monotonic seconds.
+    """
+
+    __slots__ = ("deadline", "origin")
+
+    def __init__(self, origin: bytes, deadline: float) -> None:
+        super().__init__()
+        self.origin = origin
+        self.deadline = deadline
 
 
 class RaftPort(Protocol):
@@ -110,7 +126,7 @@ class Core:
         self._wall = wall
         self._progress = progress
         self._room = room
-        self._unopened: bytes | None = None
+        self._openings: list[Opening] = []
         self._claims: dict[bytes, Claim] = {}
         self._waiting_barriers: list[Callable[[int | None], None]] = []
         self._flying_barriers: list[Callable[[int | None], None]] = []
@@ -125,6 +141,7 @@ class Core:
         self.sequencer = Sequencer(lease_timeout)
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None
+        self._stopped: str | None = None
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "node.submit": self._on_submit,
             "node.lease": self._on_lease,
@@ -139,34 +156,41 @@ class Core:
 
     # What this node wants ---------------------------------------------------------------------------------
 
-    def submit(self, request: Request) -> None:
+    def submit(self, attempt: Attempt) -> None:
         """Send a request on its way; it is sent again until it is settled or its author gives up."""
-        if self.failed is not None:
-            request.set(Refused("failed", self.failed))
-        else:
-            if request.lease is not None:
-                self._claims.pop(request.lease, None)  # the lease ends with its COMMIT
-            self._send_request(request)
+        refused = self._ended()
+        if refused is not None:
+            self._requests.refuse(attempt, refused)
+            return
+        lease = attempt.request.lease
+        if lease is not None:
+            self._claims.pop(lease, None)  # the lease ends with its COMMIT
+        self._send_request(attempt)
 
-    def open_origin(self, origin: bytes) -> None:
-        """Have the origin opened; asked again until :meth:`origin_opened`."""
-        self._unopened = origin
-        self._send_origin(ItemKind.OPEN_ORIGIN, origin)
+    def open_origin(self, opening: Opening) -> None:
+        """Have an origin opened; asked again until :meth:`origin_opened` or its deadline."""
+        refused = self._ended()
+        if refused is not None:
+            opening.set(refused)
+            return
+        self._openings.append(opening)
+        self._send_opening(opening)
 
     def origin_opened(self, origin: bytes) -> None:
         """Apply has seen the origin's entry."""
-        if self._unopened == origin:
-            self._unopened = None
+        for opening in self._take_openings(origin):
+            opening.set(True)
 
     def close_origin(self, origin: bytes) -> None:
-        """Ask for the origin to be closed, at a clean stop."""
-        self._unopened = None
-        self._send_origin(ItemKind.CLOSE_ORIGIN, origin)
+        """Ask for an origin to be closed, when its process ends or goes on under another."""
+        self._take_openings(origin)
+        self._to_leader({"type": "node.submit", "id": b"", "kind": ItemKind.CLOSE_ORIGIN, "data": origin})
 
     def claim(self, claim: Claim) -> None:
         """Ask for the write lease."""
-        if self.failed is not None:
-            claim.refused(Refused("failed", self.failed))
+        refused = self._ended()
+        if refused is not None:
+            claim.refused(refused)
             return
         self._claims[claim.id] = claim
         self._send_claim(claim)
@@ -182,7 +206,8 @@ class Core:
             self._to_leader({"type": "node.touch", "lease": claim})
 
     def barrier(self, done: Callable[[int | None], None]) -> None:
-        """ReadIndex: ``done(index)`` once a quorum confirmed the leader; never called while there is none."""
+        """ReadIndex: ``done(index)`` once a quorum confirmed the leader; never called while there is none, but
+        ``done(None)`` when this process stops hosting."""
         self._waiting_barriers.append(done)
         self._send_barriers()
 
@@ -195,13 +220,34 @@ class Core:
     def fail(self, reason: str) -> None:
         """This node stopped itself: refuse everything that was surely not sent, and all that comes."""
         self.failed = reason
-        for request in self._requests.open():
-            if request.sent == 0:
-                self._requests.settle(request.id, Refused("failed", reason))
+        self._end_all("failed", reason)
+        self.sequencer.clear()
+
+    def stop(self, reason: str) -> None:
+        """This process stops hosting: tell those who wait, since others will host; what was sent goes on its way."""
+        self._stopped = reason
+        self._end_all("stopped", reason)
+        barriers = [*self._waiting_barriers, *self._flying_barriers]
+        self._waiting_barriers.clear()
+        self._flying_barriers.clear()
+        for done in barriers:
+            done(None)
+
+    def _ended(self) -> Refused | None:
+        """Why nothing new is taken, if so."""
+        if self.failed is not None:
+            return Refused("failed", self.failed)
+        return None if self._stopped is None else Refused("stopped", self._stopped)
+
+    def _end_all(self, why: str, reason: str) -> None:
+        for attempt in self._requests.open():
+            self._requests.refuse(attempt, Refused(why, reason))
+        for opening in self._openings:
+            opening.set(Refused(why, reason))
+        self._openings.clear()
         for claim in list(self._claims.values()):
             del self._claims[claim.id]
-            claim.refused(Refused("failed", reason))
-        self.sequencer.clear()
+            claim.refused(Refused(why, reason))
 
     # What happens -----------------------------------------------------------------------------------------
 
@@ -261,6 +307,7 @@ class Core:
         leader = self._view.leader
         if leader is None or self.failed is not None:
             return False
+        message["term"] = self._view.term
         if leader == self._address:
             if self._view.role != "leader":
                 return False
@@ -268,17 +315,18 @@ class Core:
             return True
         return self._raft.send(leader, message)
 
-    def _send_request(self, request: Request) -> None:
+    def _send_request(self, attempt: Attempt) -> None:
         target = (self._view.leader or "", self._session)
-        if self._view.leader is None or request.sent_to == target or not request.payload:
+        if self._view.leader is None or attempt.sent_to == target:
             return
         # Counted before the look at settled: an author that gives up finds either its request unsent for ever,
         # or counted.
-        request.sent += 1
-        if request.decided:
-            request.sent -= 1
+        attempt.sent += 1
+        if attempt.decided:
+            attempt.sent -= 1
             return
-        request.sent_to = target
+        attempt.sent_to = target
+        request = attempt.request
         sent = self._to_leader(
             {
                 "type": "node.submit",
@@ -287,16 +335,23 @@ class Core:
                 "data": request.payload,
                 "solo": request.solo,
                 "lease": request.lease,
-                "again": request.sent > 1,
-                "budget": max(request.deadline - self._clock(), 0.0),
+                "again": attempt.sent > 1,
+                "budget": max(attempt.deadline - self._clock(), 0.0),
             }
         )
         if not sent:
-            request.sent -= 1
-            request.sent_to = None
+            attempt.sent -= 1
+            attempt.sent_to = None
 
-    def _send_origin(self, kind: ItemKind, origin: bytes) -> None:
-        self._to_leader({"type": "node.submit", "id": b"", "kind": kind, "data": origin})
+    def _send_opening(self, opening: Opening) -> None:
+        budget = max(opening.deadline - self._clock(), 0.0)
+        kind = ItemKind.OPEN_ORIGIN
+        self._to_leader({"type": "node.submit", "id": b"", "kind": kind, "data": opening.origin, "budget": budget})
+
+    def _take_openings(self, origin: bytes) -> list[Opening]:
+        taken = [opening for opening in self._openings if opening.origin == origin]
+        self._openings = [opening for opening in self._openings if opening.origin != origin]
+        return taken
 
     def _send_claim(self, claim: Claim) -> None:
         target = (self._view.leader or "", self._session)
@@ -333,10 +388,11 @@ class Core:
 
     def _resend(self) -> None:
         self._resent = self._clock()
-        if self._unopened is not None:
-            self._send_origin(ItemKind.OPEN_ORIGIN, self._unopened)
-        for request in self._requests.open():
-            self._send_request(request)
+        self._openings = [opening for opening in self._openings if opening.deadline > self._resent]
+        for opening in self._openings:
+            self._send_opening(opening)
+        for attempt in self._requests.open():
+            self._send_request(attempt)
         for claim in list(self._claims.values()):
             self._send_claim(claim)
         if self._flying_barriers and self._clock() - self._barrier_sent >= RESEND_INTERVAL:
@@ -382,15 +438,21 @@ class Core:
             )
 
     def _on_submit(self, peer: str, message: Message) -> None:
-        if self._view.role != "leader":
-            return  # its author sends it again when it learns of the leader
+        if self._view.role != "leader" or message["term"] != self._view.term:
+            # Its author sends it again when it learns of the leader. What was sent to this member's former office
+            # may have been settled under another since then: its origin closed, and all memory of it gone.
+            return
         kind = ItemKind(message["kind"])
         item = Item(kind, message["data"])
-        if kind is not ItemKind.TRANSACTION:
+        if kind is ItemKind.CLOSE_ORIGIN:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, "", float("inf")))
             self._pump()
             return
         deadline = self._clock() + message["budget"]
+        if kind is ItemKind.OPEN_ORIGIN:
+            self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
+            self._pump()
+            return
         write = Write(message["id"], item, message["solo"], peer, deadline)
         if message["lease"] is None:
             self.sequencer.submit(write)
@@ -445,12 +507,15 @@ class Core:
         if claim is not None:
             claim.refused(refused)
             return
+        if len(subject) == 17:
+            for opening in self._take_openings(subject[1:]):
+                opening.set(refused)
         if len(subject) != 24:
             return
-        request = self._requests.find(RequestId(subject[:16], int.from_bytes(subject[16:], "big")))
         # A request that went out more than once may be in the log of an earlier leader: its author waits on.
-        if request is not None and request.sent == 1 and peer == self._view.leader:
-            self._requests.settle(request.id, refused)
+        for attempt in self._requests.find(RequestId(subject[:16], int.from_bytes(subject[16:], "big"))):
+            if attempt.sent == 1 and peer == self._view.leader:
+                self._requests.refuse(attempt, refused)
 
     def _on_barrier_ok(self, _peer: str, message: Message) -> None:
         if message["number"] == self._barrier_number:

@@ -7,39 +7,30 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..exceptions import DataError, OperationalError, Unavailable
+from ..exceptions import DataError, Error, HostLost, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import MAX_ENTRY, LogFault
-from ..sqlite.entry import (
-    Base,
-    Outcome,
-    RequestId,
-    Result,
-    Statement,
-    Status,
-    Transaction,
-    encode_transaction,
-)
+from ..sqlite.entry import Base, Outcome, Status
 from ..sqlite.errors import NodeFault
 from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
 from . import fingerprint
 from .api import NodeConfig
 from .applier import Applier, Outcomes
-from .core import Claim, Core, Message, Refused
+from .core import Claim, Core, Message, Opening, Refused
 from .facts import handshake_facts
 from .lane import Occupant, ScratchLane
 from .latch import Latch
 from .lock import FolderLock
-from .requests import Request, Requests
+from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
-from .verdicts import of_refusal, raise_unless_done, unavailable, unknown
+from .verdicts import of_refusal, unavailable, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -47,17 +38,18 @@ TICK = 0.05
 EXPIRE_EVERY = 60.0
 ORIGINS_KEPT = 64
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
-ORIGIN_IDLE = 1800.0
 STOP_TIMEOUT = 5.0
+STOPPED = -1
 MAX_TRANSACTION = MAX_ENTRY - 1024  # the entry around it needs a few bytes too
 
 
 class HostedNode:
-    """One node, alive in this process.
+    """One node, alive in this process: a :class:`~django_raftsqlite.node.api.Backend`.
 
     Threads: the *loop* thread (the driver's) runs consensus and :class:`Core`; the *apply* thread is the only one
-    that changes the database, and settles this process's requests; callers' threads run their own statements on
-    scratch, through the lane, and wait for the two others with a deadline. SQL never runs on the loop.
+    that changes the database, and settles the requests of this process and of those that are attached; callers'
+    threads run their own statements on scratch, through the lane, and wait for the two others with a deadline. SQL
+    never runs on the loop.
 
     A failed node is a state, not an exit: ``failed`` has the reason, local reads go on, writes raise
     :class:`Unavailable`, the lock is kept.
@@ -82,8 +74,8 @@ class HostedNode:
         )
         self._applied = self._applier.applied
         self._requests = Requests()
-        self._origin_open = threading.Event()
-        self._origin_mutex = threading.Lock()
+        self._opening: set[bytes] = set()
+        self._opening_mutex = threading.Lock()
         self._driver = RaftDriver(
             self._raft_config(),
             applied=machine.applied_index,
@@ -115,7 +107,6 @@ class HostedNode:
         except (OSError, ValueError, LogFault) as error:
             self.close()
             raise OperationalError(f"this process cannot host the node {self.config.address}: {error}") from error
-        self._driver.call(self._core.open_origin, self._requests.origin)
         self._driver.call(self._tick)
 
     def _check_untouched(self) -> None:
@@ -132,26 +123,59 @@ class HostedNode:
             logger.warning("node %s: %s; there is no other node to differ from", config.address, change)
         fingerprint.forget(config.folder)
 
-    # The Node protocol --------------------------------------------------------------------------------------
+    # The Backend protocol -----------------------------------------------------------------------------------
 
-    def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
-        """See Node."""
+    @property
+    def lost(self) -> bool:
+        """See Backend: a node that is hosted here is not lost, even when it failed."""
+        return False
+
+    def open_origin(self, origin: bytes, *, timeout: float) -> None:
+        """See Backend."""
         deadline = time.monotonic() + timeout
-        self._need_origin(deadline)
+        opening = Opening(origin, deadline)
+        self._driver.call(self._open_origin, opening)
+        answer = opening.wait(deadline + ANSWER_GRACE - time.monotonic())
+        if isinstance(answer, Refused):
+            raise self._refused(answer)
+        if answer is None:
+            raise self._unavailable("this process could not be made known to the group")
 
-        def encode(request: RequestId, low_water: int) -> bytes:
-            return encode_transaction(Transaction(request, low_water, (statement,), None, pragmas, solo))
+    def close_origin(self, origin: bytes) -> None:
+        """See Backend."""
+        self._driver.call(self._core.close_origin, origin)
 
-        request = self._request(encode, solo=solo, lease=None, deadline=deadline)
-        result = self._settle(request).result
-        if result is None:
-            raise OperationalError(
-                "the write was committed, but its rows (over 64 KiB) were lost with the leader that first sent it"
+    def execute(self, request: Request, *, timeout: float) -> Outcome:
+        """See Backend."""
+        if len(request.payload) > MAX_TRANSACTION:
+            raise DataError(
+                f"a transaction of {len(request.payload)} bytes is beyond the limit of {MAX_TRANSACTION}: "
+                "write it in smaller transactions (bulk_create has batch_size for that)"
             )
-        return result
+        attempt = Attempt(request, time.monotonic() + timeout)
+        self._requests.add(attempt)
+        try:
+            self._driver.call(self._core.submit, attempt)
+            settlement = attempt.wait(timeout + ANSWER_GRACE)
+        finally:
+            attempt.give_up()
+            self._requests.forget(attempt)
+            request.sent = attempt.sent > 0
+        if isinstance(settlement, Outcome):
+            if settlement.status is Status.REFUSED and attempt.sent == 1:
+                raise OriginClosed
+            return settlement
+        if isinstance(settlement, Refused):
+            if settlement.reason == "stopped":
+                raise HostLost(str(settlement))
+            if attempt.sent == 0 or settlement.reason != "failed":
+                raise self._refused(settlement)
+        if settlement is None and attempt.sent == 0:
+            raise self._unavailable("the write was not sent")
+        raise unknown(settlement or "no answer in time")
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> LocalSession:
-        """See Node."""
+        """See Backend."""
         return self.begin_for(os.getpid(), pragmas, reason=reason, timeout=timeout, nowait=nowait)
 
     def begin_for(
@@ -181,7 +205,7 @@ class HostedNode:
             if granted is None:
                 raise self._unavailable("the write lease was not granted")
             if isinstance(granted, Refused):
-                raise of_refusal(granted, self._view, len(self.config.peers))
+                raise self._refused(granted)
             if not self._applied.wait(granted, deadline):
                 raise Unavailable(f"this node has not applied the newest writes within {timeout:g} s", "too slow")
             base = self._enter(occupant, pragmas)
@@ -192,32 +216,17 @@ class HostedNode:
             self._lane,
             occupant,
             base,
-            commit=partial(self.commit, occupant.claim, pragmas),
+            commit=self._commit,
             release=partial(self.release, occupant.claim),
         )
 
-    def commit(
-        self,
-        claim: bytes,
-        pragmas: Mapping[str, int],
-        base: Base,
-        statements: Sequence[Statement],
-        *,
-        timeout: float,
-    ) -> None:
+    def _commit(self, request: Request, timeout: float) -> Outcome:
         """Replicate a session's net writes; its lease ends with them."""
-        solo = pragmas.get("foreign_keys", 1) == 0
         try:
-            deadline = time.monotonic() + timeout
-            self._need_origin(deadline)
-
-            def encode(request: RequestId, low_water: int) -> bytes:
-                return encode_transaction(Transaction(request, low_water, tuple(statements), base, pragmas, solo))
-
-            request = self._request(encode, solo=solo, lease=claim, deadline=deadline)
-            self._settle(request)
+            return self.execute(request, timeout=timeout)
         except BaseException:
-            self.release(claim)
+            assert request.lease is not None
+            self.release(request.lease)
             raise
 
     def release(self, claim: bytes) -> None:
@@ -225,16 +234,17 @@ class HostedNode:
         self._driver.call(self._core.release, claim)
 
     def read_barrier(self, *, timeout: float) -> None:
-        """See Node."""
+        """See Backend."""
         deadline = time.monotonic() + timeout
         answer: Latch[int] = Latch()
 
         def done(index: int | None) -> None:
-            assert index is not None
-            answer.set(index)
+            answer.set(STOPPED if index is None else index)
 
         self._driver.call(self._core.barrier, done)
         index = answer.wait(timeout)
+        if index == STOPPED:
+            raise HostLost(f"process {os.getpid()} no longer hosts this node")
         if index is None:
             self._driver.call(self._core.abandon_barrier, done)
             raise self._unavailable("the leader did not confirm a read")
@@ -246,7 +256,7 @@ class HostedNode:
             )
 
     def status(self) -> dict[str, Any]:
-        """See Node."""
+        """See Backend."""
         answer: Latch[dict[str, Any]] = Latch()
         self._driver.call(lambda: answer.set(self._status()))
         status = answer.wait(self.config.timeout)
@@ -261,63 +271,19 @@ class HostedNode:
         if self._closing:
             return
         self._closing = True
-        self._driver.call(self._core.close_origin, self._requests.origin)
+        self._driver.call(self._core.stop, f"process {os.getpid()} no longer hosts this node")
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
         self._lane.close()
         self._applier.close()
         if self.failed is None and self.config.durable:
             fingerprint.keep(self.config.name, self.config.folder)
-        self._requests.renew()
         self._lock.release()
 
-    # Waiting for outcomes -----------------------------------------------------------------------------------
-
-    def _request(
-        self, encode: Callable[[RequestId, int], bytes], *, solo: bool, lease: bytes | None, deadline: float
-    ) -> Request:
-        request = self._requests.create(encode, solo=solo, lease=lease, deadline=deadline)
-        if len(request.payload) > MAX_TRANSACTION:
-            self._requests.forget(request)
-            raise DataError(
-                f"a transaction of {len(request.payload)} bytes is beyond the limit of {MAX_TRANSACTION}: "
-                "write it in smaller transactions (bulk_create has batch_size for that)"
-            )
-        return request
-
-    def _settle(self, request: Request) -> Outcome:
-        self._driver.call(self._core.submit, request)
-        try:
-            settlement = request.wait(request.deadline + ANSWER_GRACE - time.monotonic())
-        finally:
-            self._requests.forget(request)
-        if isinstance(settlement, Outcome):
-            if settlement.status is Status.REFUSED:
-                self._renew_origin(request.id.origin)
-            raise_unless_done(settlement)
-            return settlement
-        if isinstance(settlement, Refused):
-            raise of_refusal(settlement, self._view, len(self.config.peers))
-        if settlement is None and request.sent == 0:
-            raise self._unavailable("the write was not sent")
-        raise unknown(settlement or "no answer in time")
+    def _refused(self, refused: Refused) -> Error:
+        return of_refusal(refused, self._view, len(self.config.peers))
 
     def _unavailable(self, what: str) -> Unavailable:
         return unavailable(what, self._view, len(self.config.peers))
-
-    # Origins ------------------------------------------------------------------------------------------------
-
-    def _need_origin(self, deadline: float) -> None:
-        if time.monotonic() - self._requests.used > ORIGIN_IDLE:
-            self._renew_origin(self._requests.origin)
-        if not self._origin_open.is_set() and not self._origin_open.wait(deadline - time.monotonic()):
-            raise self._unavailable("this process could not be made known to the group")
-
-    def _renew_origin(self, old: bytes) -> None:
-        with self._origin_mutex:
-            if self._requests.origin == old:
-                self._origin_open.clear()
-                self._requests.renew()
-                self._driver.call(self._core.open_origin, self._requests.origin)
 
     # The loop thread ----------------------------------------------------------------------------------------
 
@@ -327,6 +293,11 @@ class HostedNode:
 
     def _on_message(self, peer: str, message: Message) -> None:
         self._core.on_message(peer, message)
+
+    def _open_origin(self, opening: Opening) -> None:
+        with self._opening_mutex:
+            self._opening.add(opening.origin)
+        self._core.open_origin(opening)
 
     def _on_view(self, view: RaftView) -> None:
         if view.role == "failed":
@@ -406,9 +377,12 @@ class HostedNode:
     def _on_outcomes(self, outcomes: Outcomes) -> None:
         for request, outcome in outcomes:
             self._requests.settle(request, outcome)
-        if not self._origin_open.is_set() and self._applier.is_open(origin := self._requests.origin):
-            self._driver.call(self._core.origin_opened, origin)
-            self._origin_open.set()
+        if self._opening:
+            with self._opening_mutex:
+                opened = {origin for origin in self._opening if self._applier.is_open(origin)}
+                self._opening -= opened
+            for origin in opened:
+                self._driver.call(self._core.origin_opened, origin)
 
     def _fail(self, reason: str) -> None:
         if self.failed is None:

@@ -30,6 +30,10 @@ class Latch(Generic[T]):
         self._wake.release()
         return True
 
+    def give_up(self) -> None:
+        """Nobody waits for it any more; harmless when it is set."""
+        self._first.acquire(blocking=False)
+
     @property
     def decided(self) -> bool:
         """Whether it is set, or its waiter has gone."""

@@ -1,11 +1,8 @@
-"""What this process asked for and does not know the outcome of yet."""
+"""Requests: what is sent again and again under one id until its outcome is known, and who waits for it here."""
 
 from __future__ import annotations
 
-import secrets
 import threading
-import time
-from collections.abc import Callable
 
 from ..sqlite.entry import Outcome, RequestId
 from .latch import Latch
@@ -13,96 +10,96 @@ from .latch import Latch
 Settlement = Outcome | Exception
 
 
-class Request(Latch[Settlement]):
-    """One request on its way, from its author's thread to the log and back.
+class OriginClosed(Exception):
+    """The group does not know the request's origin, and the request was surely not executed."""
 
-    ``deadline`` is monotonic seconds. ``sent`` counts how often it left for a leader; with 0 its author
-    knows that it was surely not executed. The author waits; the apply thread or the loop settles it,
-    whichever is first.
+
+class Request:
+    """One transaction on its way to its one outcome, whichever processes host the node meanwhile.
+
+    It is numbered and encoded once, by its author's process. ``lease`` is the claim that its COMMIT ends, None for
+    an autocommit statement. ``sent`` says whether it may have left for a leader, through this host or an earlier
+    one; while it is false the request was surely not executed. Owned by its author's thread.
     """
 
-    __slots__ = ("deadline", "id", "lease", "payload", "sent", "sent_to", "solo")
+    __slots__ = ("id", "lease", "payload", "sent", "solo")
 
-    def __init__(self, request: RequestId, *, solo: bool, lease: bytes | None, deadline: float) -> None:
-        super().__init__()
+    def __init__(self, request: RequestId, payload: bytes, *, solo: bool, lease: bytes | None, sent: bool = False):
         self.id = request
-        self.payload = b""
+        self.payload = payload
         self.solo = solo
         self.lease = lease
+        self.sent = sent
+
+
+class Attempt(Latch[Settlement]):
+    """A request under way through this host, and the thread that waits for it.
+
+    ``deadline`` is monotonic seconds. ``sent`` counts how often it left for a leader: with 0 its author knows that
+    it was surely not executed; with 1 a leader's refusal is definite; with more only apply knows. The apply thread
+    or the loop settles it, whichever is first.
+    """
+
+    __slots__ = ("deadline", "request", "sent", "sent_to")
+
+    def __init__(self, request: Request, deadline: float) -> None:
+        super().__init__()
+        self.request = request
         self.deadline = deadline
-        self.sent = 0
+        self.sent = 2 if request.sent else 0  # how often an earlier host sent it is not known
         self.sent_to: tuple[str, int] | None = None
+
+    @property
+    def id(self) -> RequestId:
+        """The request's."""
+        return self.request.id
 
 
 class Requests:
-    """The open requests of one origin.
+    """The attempts under way through this host: of its own process and of those that are attached, by request id.
 
-    ``origin`` is 16 random bytes; sequences count from 1; the low-water mark is the oldest request still open, and
-    everything below it may be forgotten by the group. All methods may be called from any thread.
+    A request may be here twice: an attached process that lost its connection sends it again while the first attempt
+    is under way. Both get the one outcome. All methods may be called from any thread.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._open: dict[int, Request] = {}
-        self.renew()
+        self._open: dict[RequestId, tuple[Attempt, ...]] = {}
 
-    def renew(self) -> None:
-        """Start over as a new origin; the requests of the old one are never answered to the new one."""
+    def add(self, attempt: Attempt) -> None:
+        """Remember it until it is settled or forgotten. To be called before it is sent."""
         with self._mutex:
-            abandoned, self._open = self._open, {}
-            self.origin = secrets.token_bytes(16)
-            self._sequence = 0
-            self.used = time.monotonic()
-        for request in abandoned.values():
-            request.set(RuntimeError("the origin was closed"))
-
-    def create(
-        self,
-        encode: Callable[[RequestId, int], bytes],
-        *,
-        solo: bool,
-        lease: bytes | None,
-        deadline: float,
-    ) -> Request:
-        """Number a request and remember it. ``encode(id, low_water)`` gives its payload."""
-        with self._mutex:
-            self._sequence += 1
-            sequence = self._sequence
-            low_water = next(iter(self._open), sequence)
-            self.used = time.monotonic()
-            request_id = RequestId(self.origin, sequence)
-            request = Request(request_id, solo=solo, lease=lease, deadline=deadline)
-            self._open[sequence] = request
-        try:
-            request.payload = encode(request_id, low_water)
-        except BaseException:
-            self.forget(request)
-            raise
-        return request
+            self._open[attempt.id] = (*self._open.get(attempt.id, ()), attempt)
 
     def settle(self, request_id: RequestId, settlement: Settlement) -> None:
-        """Give the request its outcome, if it is one of ours and still open."""
-        if request_id.origin != self.origin:
+        """Give all attempts of the request its outcome; harmless when there are none."""
+        # Most of what is applied is other nodes'. An attempt is added before it is sent, so the look is safe.
+        if request_id not in self._open:
             return
         with self._mutex:
-            request = self._open.pop(request_id.sequence, None)
-        if request is not None:
-            request.set(settlement)
+            attempts = self._open.pop(request_id, ())
+        for attempt in attempts:
+            attempt.set(settlement)
 
-    def forget(self, request: Request) -> None:
-        """Its author gave up or has its answer: the low-water mark may pass it."""
-        with self._mutex:
-            if self._open.get(request.id.sequence) is request:
-                del self._open[request.id.sequence]
+    def refuse(self, attempt: Attempt, refusal: Exception) -> None:
+        """Settle this attempt alone."""
+        self.forget(attempt)
+        attempt.set(refusal)
 
-    def find(self, request_id: RequestId) -> Request | None:
-        """An open request of ours by its id."""
-        if request_id.origin != self.origin:
-            return None
+    def forget(self, attempt: Attempt) -> None:
+        """Its thread gave up or has its answer."""
         with self._mutex:
-            return self._open.get(request_id.sequence)
+            left = tuple(other for other in self._open.get(attempt.id, ()) if other is not attempt)
+            if left:
+                self._open[attempt.id] = left
+            else:
+                self._open.pop(attempt.id, None)
 
-    def open(self) -> list[Request]:
-        """All open requests, oldest first."""
+    def find(self, request_id: RequestId) -> tuple[Attempt, ...]:
+        """The attempts of a request."""
+        return self._open.get(request_id, ())
+
+    def open(self) -> list[Attempt]:
+        """All attempts under way, oldest first."""
         with self._mutex:
-            return list(self._open.values())
+            return [attempt for attempts in self._open.values() for attempt in attempts]

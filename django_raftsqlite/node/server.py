@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..sqlite.entry import encode_result
+from ..sqlite.entry import encode_outcome, encode_result
 from ..sqlite.errors import StatementError
 from . import socketpath, wire
 
@@ -47,7 +47,7 @@ class AttachServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Close the listener and every connection; their threads have ended when this returns."""
+        """Close the listener and every connection, so that their processes look for another host at once."""
         self._closing = True
         if self._listener is None:
             return
@@ -58,15 +58,25 @@ class AttachServer:
         with contextlib.suppress(OSError):
             (self._host.config.folder / socketpath.SOCKET_NAME).unlink()
         with self._mutex:
-            connections = dict(self._connections)
-        for connection, thread in connections.items():
+            connections = list(self._connections)
+        for connection in connections:
             connection.shutdown()
-            thread.join()
 
-    def attached(self) -> list[int]:
-        """The process ids that are attached."""
+    def join(self, timeout: float) -> None:
+        """Wait (``timeout`` seconds at most) until the connections' threads have ended; after the host was closed."""
+        deadline = time.monotonic() + timeout
         with self._mutex:
-            return sorted({connection.pid for connection in self._connections if connection.pid})
+            threads = list(self._connections.values())
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def status(self) -> dict[str, Any]:
+        """The host's, with the ids of the processes that are attached."""
+        status = self._host.status()
+        with self._mutex:
+            attached = {connection.pid for connection in self._connections if connection.pid}
+        status["host"]["attached"] = sorted(attached)
+        return status
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -77,7 +87,7 @@ class AttachServer:
                 if not self._closing:
                     logger.exception("node %s no longer accepts attached processes", self._host.config.address)
                 return
-            connection = _Connection(self._host, sock)
+            connection = _Connection(self, self._host, sock)
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._mutex:
                 self._connections[connection] = thread
@@ -94,15 +104,19 @@ class AttachServer:
 class _Connection:
     """One attached connection. ``pid`` is what the other side said it is."""
 
-    def __init__(self, host: HostedNode, sock: socket.socket) -> None:
+    def __init__(self, server: AttachServer, host: HostedNode, sock: socket.socket) -> None:
+        self._server = server
         self._host = host
         self._socket = sock
         self._session: LocalSession | None = None
         self.pid = 0
         self._verbs: dict[str, Callable[..., Any]] = {
-            "submit": self._submit,
-            "begin": self._begin,
+            "ping": lambda: None,
+            "open_origin": self._open_origin,
+            "close_origin": host.close_origin,
             "execute": self._execute,
+            "begin": self._begin,
+            "run": self._run,
             "commit": self._commit,
             "rollback": self._rollback,
             "barrier": self._barrier,
@@ -132,8 +146,8 @@ class _Connection:
             return False
         if (protocol, version) != (wire.PROTOCOL, __version__):
             text = (
-                f"process {os.getpid()} hosts this node with django-raftsqlite {__version__}, this process runs "
-                f"{version}: restart the older of the two"
+                f"process {os.getpid()} hosts this node with django-raftsqlite {__version__} (protocol "
+                f"{wire.PROTOCOL}), this process runs {version} (protocol {protocol}): restart the older of the two"
             )
             wire.send(self._socket, ["error", "OperationalError", text])
             return False
@@ -149,16 +163,19 @@ class _Connection:
             answer = wire.encode_error(error)
         wire.send(self._socket, answer)
 
-    def _submit(self, statement: Any, pragmas: dict[str, int], solo: bool, timeout: float) -> Any:
-        result = self._host.submit(wire.decode_statement(statement), pragmas, solo=solo, timeout=timeout)
-        return encode_result(result)
+    def _open_origin(self, origin: bytes, timeout: float) -> None:
+        self._host.open_origin(origin, timeout=timeout)
+
+    def _execute(self, *arguments: Any) -> bytes:
+        *request, timeout = arguments
+        return encode_outcome(self._host.execute(wire.decode_request(*request), timeout=timeout))
 
     def _begin(self, pragmas: dict[str, int], reason: str, timeout: float, nowait: bool) -> Any:
         self._rollback()
         self._session = self._host.begin_for(self.pid, pragmas, reason=reason, timeout=timeout, nowait=nowait)
-        return tuple(self._session.base)
+        return tuple(self._session.base), self._session.claim
 
-    def _execute(self, statement: Any) -> Any:
+    def _run(self, statement: Any) -> Any:
         """The answer tells the state of scratch too, after an error as well: saves a round trip each."""
         session = self._need_session()
         error = None
@@ -171,20 +188,19 @@ class _Connection:
                 return error, None, False, 0
         return error, result, session.in_transaction, session.total_changes()
 
-    def _commit(self, statements: list[Any], timeout: float) -> Any:
-        """Answers with the statement's error, if any, and whether the session is still open."""
+    def _commit(self, *arguments: Any) -> Any:
+        """Answers with the statement's error, which leaves the session open, or with the request's outcome."""
+        *request, timeout = arguments
         session = self._need_session()
         try:
-            session.commit([wire.decode_statement(s) for s in statements], timeout=timeout)
+            outcome = session.commit(wire.decode_request(*request), timeout=timeout)
         except StatementError as error:
-            if not session.in_transaction:
-                self._session = None
-            return wire.encode_error(error), self._session is not None
+            return wire.encode_error(error), None
         except BaseException:
             self._session = None
             raise
         self._session = None
-        return None, False
+        return None, encode_outcome(outcome)
 
     def _rollback(self) -> None:
         if self._session is not None:
@@ -195,7 +211,7 @@ class _Connection:
         self._host.read_barrier(timeout=timeout)
 
     def _status(self) -> Any:
-        return self._host.status()
+        return self._server.status()
 
     def _need_session(self) -> LocalSession:
         if self._session is None:

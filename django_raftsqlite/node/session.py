@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
-from ..sqlite.entry import Base, Result, Statement
+from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import StatementError
 from .lane import Occupant, ScratchLane
+from .requests import Request
 
 SQLITE_CONSTRAINT_FOREIGNKEY = 787
 
 
-class Commit(Protocol):
-    """Replicates the net writes of the session."""
-
-    def __call__(self, base: Base, statements: Sequence[Statement], *, timeout: float) -> None: ...
+Commit = Callable[[Request, float], Outcome]
+"""Replicates the net writes of the session, within so many seconds."""
 
 
 class LocalSession:
-    """A :class:`~django_raftsqlite.node.api.WriteSession` that works on this process's scratch.
+    """A :class:`~django_raftsqlite.node.api.BackendSession` on this process's scratch.
 
     Runs in its caller's thread; the lane keeps it apart from apply. Either ``commit`` or ``release`` is called in the
     end, once, and frees the lease.
@@ -36,28 +34,33 @@ class LocalSession:
         self._over = False
 
     def execute(self, statement: Statement) -> Result:
-        """See WriteSession."""
+        """See BackendSession."""
         return self._lane.execute(self._occupant, statement)
 
     @property
+    def claim(self) -> bytes:
+        """See BackendSession."""
+        return self._occupant.claim
+
+    @property
     def in_transaction(self) -> bool:
-        """See WriteSession."""
+        """See BackendSession."""
         return not self._over and self._lane.look(self._occupant)[0]
 
     def total_changes(self) -> int:
-        """See WriteSession."""
+        """See BackendSession."""
         return self._lane.look(self._occupant)[1]
 
-    def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
-        """See WriteSession."""
+    def commit(self, request: Request, *, timeout: float) -> Outcome:
+        """See BackendSession."""
         if self._lane.look(self._occupant)[2]:
             raise StatementError(SQLITE_CONSTRAINT_FOREIGNKEY, "FOREIGN KEY constraint failed")
         self._over = True
         self._lane.leave(self._occupant)
-        self._commit(self.base, statements, timeout=timeout)
+        return self._commit(request, timeout)
 
     def rollback(self) -> None:
-        """See WriteSession."""
+        """See BackendSession."""
         if not self._over:
             self._over = True
             self._lane.leave(self._occupant)

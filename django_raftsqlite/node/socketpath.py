@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,18 @@ def listen(folder: Path, mode: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def peer_pid(client: socket.socket) -> int | None:
+    """The process that listened, also when it never answers (SO_PEERCRED, unix(7)); None where it cannot be told."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    try:
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except OSError:
+        return None
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid or None
 
 
 def connect(folder: Path, timeout: float) -> socket.socket:

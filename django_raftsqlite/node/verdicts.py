@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..exceptions import (
     CommitOutcomeUnknown,
     Error,
+    HostLost,
     LeaseTimeout,
     OperationalError,
     TransactionConflict,
@@ -41,7 +42,7 @@ def raise_unless_done(outcome: Outcome) -> None:
 
 
 def of_refusal(refused: Refused, view: RaftView, members: int) -> Error:
-    """The leader refused; the request is surely not in the log."""
+    """The leader refused, or this node before it asked; the request is surely not in the log."""
     match refused.reason:
         case "locked":
             return LeaseTimeout(str(refused))
@@ -49,6 +50,8 @@ def of_refusal(refused: Refused, view: RaftView, members: int) -> Error:
             return TransactionConflict(
                 f"the transaction was rolled back because it lost the write lease: {refused}; it can be retried"
             )
+        case "stopped":
+            return HostLost(str(refused))
         case "failed":
             return Unavailable(f"this node stopped itself: {refused}", "failed")
         case _:

@@ -7,6 +7,7 @@ the socket (its file mode) get this far; still, nothing is unpickled and sizes a
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
@@ -15,10 +16,11 @@ from typing import Any
 import msgpack
 
 from .. import exceptions
-from ..sqlite.entry import Statement
+from ..sqlite.entry import RequestId, Statement
 from ..sqlite.errors import StatementError
+from .requests import OriginClosed, Request
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_MESSAGE = 256 * 1024 * 1024
 SEND_TIMEOUT = 30.0
 _LENGTH = struct.Struct(">I")
@@ -28,15 +30,18 @@ class Closed(Exception):
     """The other side has gone."""
 
 
-def send(sock: socket.socket, message: Any) -> None:
-    """Send one message. Raises Closed, and ValueError for one beyond MAX_MESSAGE."""
+def send(sock: socket.socket, message: Any, timeout: float = SEND_TIMEOUT) -> None:
+    """Send one message. Raises Closed; TimeoutError when it takes longer than ``timeout`` (seconds); ValueError for
+    one beyond MAX_MESSAGE."""
     body: bytes = msgpack.packb(message, use_bin_type=True, unicode_errors="surrogatepass")
     if len(body) > MAX_MESSAGE:
         raise ValueError(f"a message of {len(body)} bytes is beyond the limit of {MAX_MESSAGE}")
     try:
-        sock.settimeout(SEND_TIMEOUT)
+        sock.settimeout(timeout)
         sock.sendall(_LENGTH.pack(len(body)) + body)
-    except (OSError, TimeoutError) as error:
+    except TimeoutError:
+        raise
+    except OSError as error:
         raise Closed(str(error)) from error
 
 
@@ -47,6 +52,13 @@ def receive(sock: socket.socket, deadline: float | None = None) -> Any:
         raise Closed(f"a message of {length} bytes is beyond the limit of {MAX_MESSAGE}")
     body = _receive_exactly(sock, length, deadline)
     return msgpack.unpackb(body, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+
+
+def readable(sock: socket.socket, timeout: float | None) -> bool:
+    """Whether something comes, or the end does, within ``timeout`` seconds (None: however long it takes)."""
+    poll = select.poll()  # select(2) knows no descriptors above 1023
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
@@ -77,9 +89,21 @@ def decode_statement(value: Any) -> Statement:
     return Statement(*value)
 
 
-_NAMED = {
+def encode_request(request: Request) -> tuple[Any, ...]:
+    """A request as plain types; its transaction stays the bytes that its author made of it."""
+    return request.id.to_bytes(), request.payload, request.solo, request.lease, request.sent
+
+
+def decode_request(name: bytes, payload: bytes, solo: bool, lease: bytes | None, sent: bool) -> Request:
+    """The inverse of :func:`encode_request`."""
+    request = RequestId(name[:16], int.from_bytes(name[16:], "big"))
+    return Request(request, payload, solo=solo, lease=lease, sent=sent)
+
+
+_NAMED = {"OriginClosed": OriginClosed} | {
     name: getattr(exceptions, name)
     for name in (
+        "DataError",
         "LeaseTimeout",
         "TransactionConflict",
         "CommitOutcomeUnknown",

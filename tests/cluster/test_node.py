@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,17 @@ from django_raftsqlite.exceptions import (
     Unavailable,
 )
 from django_raftsqlite.node.api import NodeConfig, WriteSession
-from django_raftsqlite.node.registry import ProcessNode, attach_node
-from django_raftsqlite.sqlite.entry import Result, Statement, result_digest
+from django_raftsqlite.node.attached import AttachedSession
+from django_raftsqlite.node.process import ProcessNode
+from django_raftsqlite.node.registry import attach_node
+from django_raftsqlite.sqlite.entry import (
+    RequestId,
+    Result,
+    Statement,
+    Transaction,
+    encode_transaction,
+    result_digest,
+)
 from django_raftsqlite.sqlite.errors import NodeFault, StatementError
 from tests.support.nodes import Group, eventually, group, read, statement, write
 
@@ -164,14 +174,18 @@ def test_a_long_statement_on_scratch_does_not_hold_up_apply(tmp_path: Path) -> N
 def test_a_transaction_whose_base_is_gone_is_refused_by_apply(trio: Group) -> None:
     """Whatever the lease says: here it is given back while the transaction believes to hold it."""
     follower = trio.follower()
-    host = trio.host(follower)
-    session = host.begin({}, reason="test", timeout=5)
+    node = trio.nodes[follower]
+    session = node.begin({}, reason="test", timeout=5)
     sent, _ = run(session, "INSERT INTO t VALUES (1, 'stale')")
-    host.release(session._occupant.claim)
+    trio.host(follower).release(session._session.claim)
     base = session.base
     write(trio.nodes[trio.leader()], "INSERT INTO t VALUES (2, 'newer')")
+
+    def encode(request: RequestId, low_water: int) -> bytes:
+        return encode_transaction(Transaction(request, low_water, (sent,), base))
+
     with pytest.raises(TransactionConflict):
-        host.commit(b"x" * 16, {}, base, [sent], timeout=5)
+        node.settle(encode, solo=False, deadline=time.monotonic() + 5)
     trio.settle()
     assert read(trio.nodes[0], "SELECT id FROM t") == [(2,)]
 
@@ -299,8 +313,7 @@ def hosted(tmp_path: Path) -> Iterator[ProcessNode]:
 
 
 def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host(hosted: ProcessNode) -> None:
-    guest = attach_node(hosted.config)
-    assert guest is not None
+    guest = ProcessNode(hosted.config)
     try:
         assert write(guest, "INSERT INTO t (x) VALUES (?) RETURNING id", "é\x00").rows == [(1,)]
         with pytest.raises(StatementError, match="UNIQUE"):
@@ -314,7 +327,7 @@ def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host
         guest.read_barrier(timeout=5)
         assert read(hosted, "SELECT x FROM t") == [(b"\x01",)]
         status = guest.status()
-        assert status["host"]["pid"] == os.getpid() == guest.host_pid
+        assert status["host"]["pid"] == os.getpid() and not guest.hosting
         assert hosted.status()["host"]["attached"] == [os.getpid()]
     finally:
         guest.close()
@@ -322,8 +335,7 @@ def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host
 
 def test_an_open_deferred_foreign_key_leaves_an_attached_transaction_open(hosted: ProcessNode) -> None:
     write(hosted, "CREATE TABLE c (p REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)")
-    guest = attach_node(hosted.config)
-    assert guest is not None
+    guest = ProcessNode(hosted.config)
     try:
         session = guest.begin({}, reason="fk", timeout=5)
         child, _ = run(session, "INSERT INTO c VALUES (1)")
@@ -338,12 +350,11 @@ def test_an_open_deferred_foreign_key_leaves_an_attached_transaction_open(hosted
 
 
 def test_a_guest_that_ends_in_the_middle_of_a_transaction_holds_nothing(hosted: ProcessNode) -> None:
-    guest = attach_node(hosted.config)
-    assert guest is not None
+    guest = ProcessNode(hosted.config)
     session = guest.begin({}, reason="dies", timeout=5)
     run(session, "INSERT INTO t VALUES (5, 'lost')")
-    assert session._socket is not None
-    session._socket.close()
+    assert isinstance(session._session, AttachedSession) and session._session._socket is not None
+    session._session._socket.close()
     write(hosted, "INSERT INTO t VALUES (6, 'kept')", timeout=5)
     assert read(hosted, "SELECT id FROM t") == [(6,)]
     guest.close()
@@ -354,9 +365,6 @@ def test_a_guest_is_told_clearly_that_its_host_has_gone_and_then_hosts_itself(tm
     host = ProcessNode(config)
     write(host, "CREATE TABLE t (x)")
     guest = ProcessNode(config)
-    attached = attach_node(config)
-    assert attached is not None
-    guest._backend = attached  # record locks do not keep a process from itself
     session = guest.begin({}, reason="x", timeout=5)
     host.close()
     with pytest.raises(OperationalError, match="hosts the node"):
@@ -375,7 +383,6 @@ def test_a_guest_that_was_idle_when_its_host_ended_writes_on_without_an_error(tm
     host = ProcessNode(config)
     write(host, "CREATE TABLE t (x)")
     guest = ProcessNode(config)
-    guest._backend = attach_node(config)
     write(guest, "INSERT INTO t VALUES (1)")
     host.close()
     try:

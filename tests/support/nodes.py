@@ -11,7 +11,7 @@ from typing import Any
 
 from django_raftsqlite.node.api import NodeConfig
 from django_raftsqlite.node.host import HostedNode
-from django_raftsqlite.node.registry import ProcessNode
+from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.sqlite.entry import Result, Statement
 
 DEADLINE = 20.0
@@ -71,7 +71,7 @@ class Group:
         return backend
 
     def open_nodes(self) -> list[ProcessNode]:
-        return [node for node in self.nodes if not node._closed]
+        return [node for node in self.nodes if not node.closed]
 
     def leader(self) -> int:
         """The number of the node that leads, when all open nodes agree."""
@@ -86,7 +86,7 @@ class Group:
     def follower(self) -> int:
         """The number of an open node that does not lead."""
         leader = self.leader()
-        return next(n for n, node in enumerate(self.nodes) if n != leader and not node._closed)
+        return next(n for n, node in enumerate(self.nodes) if n != leader and not node.closed)
 
     def settle(self) -> dict[str, Any]:
         """Wait until all open nodes have applied the same and agree on it; that state."""

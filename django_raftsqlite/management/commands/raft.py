@@ -18,7 +18,8 @@ from django_raftsqlite.configuration import Configuration, configure
 from django_raftsqlite.exceptions import HostLost, OperationalError
 from django_raftsqlite.management.status import has_leader, render
 from django_raftsqlite.node.api import NodeConfig
-from django_raftsqlite.node.registry import ProcessNode, attach_node, open_node
+from django_raftsqlite.node.process import ProcessNode
+from django_raftsqlite.node.registry import attach_node, open_node
 
 POLL = 1.0
 

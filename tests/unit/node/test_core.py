@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from django_raftsqlite.node.core import Claim, Core, Message, Refused
-from django_raftsqlite.node.requests import Request, Requests
+from django_raftsqlite.node.origin import Origin
+from django_raftsqlite.node.requests import Attempt, Request, Requests
 from django_raftsqlite.raft.config import RaftView
-from django_raftsqlite.sqlite.entry import Outcome, Status, decode_entry
+from django_raftsqlite.sqlite.entry import decode_entry
 
 MEMBERS = ("n1", "n2", "n3")
 
@@ -52,6 +53,7 @@ class Group:
         self.cut: set[frozenset[str]] = set()
         self.ports = {a: Port(self, a) for a in MEMBERS}
         self.requests = {a: Requests() for a in MEMBERS}
+        self.origins = {a: Origin() for a in MEMBERS}
         self.cores = {
             a: Core(
                 a,
@@ -85,10 +87,18 @@ class Group:
             source, target, message = self.wire.popleft()
             self.cores[target].on_message(source, message)
 
-    def request(self, address: str, payload: bytes = b"tx", lease: bytes | None = None) -> Request:
-        return self.requests[address].create(
-            lambda request, low: payload, solo=False, lease=lease, deadline=self.now + 5
-        )
+    def request(
+        self, address: str, payload: bytes = b"tx", lease: bytes | None = None, *, sent: bool = False
+    ) -> Attempt:
+        """A request of ``address``, under way there; ``sent`` by an earlier host already."""
+        request = self.origins[address].create(lambda *_: payload, solo=False, lease=lease)
+        request.sent = sent
+        return self.attempt(address, request)
+
+    def attempt(self, address: str, request: Request) -> Attempt:
+        attempt = Attempt(request, self.now + 5)
+        self.requests[address].add(attempt)
+        return attempt
 
     def payloads(self) -> list[list[bytes]]:
         return [[item.payload for item in decode_entry(entry).items] for entry in self.log]
@@ -154,14 +164,6 @@ def test_a_request_whose_author_gave_up_is_never_sent() -> None:
     group.elect("n1")
     group.deliver()
     assert request.sent == 0 and group.log == []
-
-
-def test_a_request_that_is_not_encoded_yet_is_not_sent() -> None:
-    group = Group()
-    group.elect("n1")
-    request = Request(group.request("n2").id, solo=False, lease=None, deadline=group.now + 5)
-    group.cores["n2"].submit(request)
-    assert request.sent == 0
 
 
 def test_a_session_to_the_leader_that_broke_sends_the_request_again_when_it_is_back() -> None:
@@ -327,28 +329,3 @@ def test_a_failed_node_refuses_what_was_surely_not_sent() -> None:
     for request in (unsent, later):
         refused = request.wait(0)
         assert isinstance(refused, Refused) and refused.reason == "failed" and "disk full" in str(refused)
-
-
-def test_the_low_water_mark_is_the_oldest_open_request() -> None:
-    requests = Requests()
-    marks: list[int] = []
-
-    def create() -> Request:
-        return requests.create(lambda _, low: marks.append(low) or b"p", solo=False, lease=None, deadline=0)  # type: ignore[func-returns-value]
-
-    first, second = create(), create()
-    requests.settle(second.id, Outcome(Status.DONE))
-    third = create()
-    requests.forget(first)
-    create()
-    assert marks == [1, 1, 1, 3]
-    assert third.id.sequence == 3
-
-
-def test_an_answer_to_an_origin_of_the_past_settles_nothing() -> None:
-    requests = Requests()
-    old = requests.create(lambda *_: b"p", solo=False, lease=None, deadline=0)
-    requests.renew()
-    new = requests.create(lambda *_: b"p", solo=False, lease=None, deadline=0)
-    requests.settle(old.id, Outcome(Status.DONE))
-    assert not new.decided

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from django_raftsqlite.functions import register_django_functions
 from django_raftsqlite.node.api import NodeConfig
-from django_raftsqlite.node.registry import ProcessNode
+from django_raftsqlite.node.process import ProcessNode
 from raftsuite.groups import DEADLINE, SECRET
 
 

@@ -1,0 +1,383 @@
+"""A process's share of a node: what it writes ends exactly once, whichever process hosts the node meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import apsw
+
+from ..exceptions import (
+    HostLost,
+    LeaseTimeout,
+    OperationalError,
+    Unavailable,
+)
+from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Status, Transaction, encode_transaction
+from ..sqlite.errors import NodeFault, StatementError
+from ..sqlite.readers import ReaderPool
+from . import socketpath
+from .api import Backend, BackendSession, NodeConfig
+from .attached import AttachedNode
+from .host import HostedNode
+from .lock import FolderLock
+from .origin import Origin
+from .requests import OriginClosed, Request
+from .server import AttachServer
+from .verdicts import raise_unless_done, unknown
+
+logger = logging.getLogger("django_raftsqlite.node")
+
+RETRY = 0.05
+CONNECT_TIMEOUT = 0.2
+JOIN_TIMEOUT = 5.0
+SHORTEST_WAIT = 0.05
+T = TypeVar("T")
+Encode = Callable[[RequestId, int], bytes]
+
+
+class ProcessNode:
+    """This process's share of a node: it stays the same object while hosts come and go. A Node.
+
+    Opens its backend at the first need: takes the folder's lock and hosts, or attaches to the process that has it.
+    When that one ends, it opens anew at once, so that the node is never without a host while a process is there that
+    may host. Numbers this process's requests (``origin``) and sends each of them, under its one id, to one backend
+    after the other until its outcome is known or its deadline passes.
+
+    Thread-safe. ``_mutex`` is held while a backend is opened or closed, and waited for with a deadline.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.origin = Origin()
+        self._mutex = threading.Lock()
+        self._backend: Backend | None = None
+        self._server: AttachServer | None = None
+        self._readers: ReaderPool | None = None
+        self._closed = False
+
+    @property
+    def readers(self) -> ReaderPool:
+        """Read-only connections to this node's file; opens the node if nobody has yet."""
+        readers = self._readers
+        if readers is None:
+            self.backend()
+            readers = self._readers
+            assert readers is not None
+        return readers
+
+    @property
+    def hosting(self) -> bool:
+        """Whether this process hosts the node (a snapshot)."""
+        return isinstance(self._backend, HostedNode)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def backend(self, deadline: float | None = None) -> Backend:
+        """The hosted or attached node. Raises OperationalError when neither can be had in time."""
+        backend = self._backend
+        if backend is not None and not backend.lost:
+            return backend
+        if deadline is None:
+            deadline = time.monotonic() + self.config.timeout
+        if not self._mutex.acquire(timeout=max(deadline - time.monotonic(), SHORTEST_WAIT)):
+            raise OperationalError(f"the node of {self.config.name} was not opened in time by another thread")
+        try:
+            backend = self._backend
+            if backend is not None and backend.lost:
+                backend.close()
+                backend = self._backend = None
+            if backend is None:
+                if self._closed:
+                    raise OperationalError(f"the node of {self.config.name} is closed in this process")
+                backend = self._backend = self._open(deadline)
+            return backend
+        finally:
+            self._mutex.release()
+
+    # The Node protocol --------------------------------------------------------------------------------------
+
+    def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
+        """See Node."""
+
+        def encode(request: RequestId, low_water: int) -> bytes:
+            return encode_transaction(Transaction(request, low_water, (statement,), None, pragmas, solo))
+
+        outcome = self.settle(encode, solo=solo, deadline=time.monotonic() + timeout)
+        if outcome.result is None:
+            raise OperationalError(
+                "the write was committed, but its rows (over 64 KiB) were lost with the leader that first sent it"
+            )
+        return outcome.result
+
+    def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> Session:
+        """See Node."""
+        deadline = time.monotonic() + timeout
+
+        def begin(backend: Backend, left: float) -> BackendSession:
+            return backend.begin(pragmas, reason=reason, timeout=left, nowait=nowait)
+
+        if nowait and not self.origin.opened:
+            # To open it may take as long as the lease is another's, which is to be told at once. And COMMIT could not
+            # open it: that waits for the lease to end.
+            self._ask(begin, deadline).rollback()
+        self._need_origin(deadline)
+        return Session(self, self._ask(begin, deadline), pragmas)
+
+    def read_barrier(self, *, timeout: float) -> None:
+        """See Node."""
+        self._ask(lambda backend, left: backend.read_barrier(timeout=left), time.monotonic() + timeout)
+
+    def status(self) -> dict[str, Any]:
+        """See Node; with the process ids that are attached."""
+
+        def status(backend: Backend, _left: float) -> dict[str, Any]:
+            server = self._server
+            return backend.status() if server is None else server.status()
+
+        return self._ask(status, time.monotonic() + self.config.timeout)
+
+    def close(self) -> None:
+        """Stop hosting, or detach; idempotent."""
+        self._closed = True
+        with self._mutex:
+            backend, self._backend = self._backend, None
+            server, self._server = self._server, None
+            readers, self._readers = self._readers, None
+            if server is not None:
+                server.close()
+            if readers is not None:
+                readers.close()
+            if backend is not None:
+                if self.origin.opened and not backend.lost:
+                    backend.close_origin(self.origin.id)
+                backend.close()
+            if server is not None:
+                server.join(JOIN_TIMEOUT)
+
+    # Requests -----------------------------------------------------------------------------------------------
+
+    def settle(
+        self, encode: Encode, *, solo: bool, deadline: float, session: BackendSession | None = None
+    ) -> Outcome:
+        """Number a transaction and bring it to its outcome, which is DONE; ``session`` is the one that it commits.
+
+        Raises as Node.submit and WriteSession.commit say.
+        """
+        while True:
+            if session is None:
+                self._need_origin(deadline)
+            request = self.origin.create(encode, solo=solo, lease=None if session is None else session.claim)
+            try:
+                outcome = self._execute(request, deadline, session)
+            except OriginClosed:  # surely not executed, so it may have another number
+                self.origin.renew(request.id.origin)
+                session = None
+                continue
+            finally:
+                self.origin.forget(request)
+            if outcome.status is Status.REFUSED:
+                self.origin.renew(request.id.origin)
+            raise_unless_done(outcome)
+            return outcome
+
+    def _execute(self, request: Request, deadline: float, session: BackendSession | None) -> Outcome:
+        """Have one host after the other execute it, always under the same id."""
+        while True:
+            try:
+                if session is not None:
+                    return session.commit(request, timeout=_left(deadline))
+                return self._backend_for(request, deadline).execute(request, timeout=_left(deadline))
+            except HostLost as error:
+                session = None
+                if time.monotonic() < deadline:
+                    continue
+                if request.sent:
+                    raise unknown(error) from error
+                raise Unavailable(f"the write was not sent: {error}", "too slow") from error
+
+    def _backend_for(self, request: Request, deadline: float) -> Backend:
+        """Any backend; where the request may be in the log, only the deadline ends the search."""
+        while True:
+            try:
+                return self.backend(deadline)
+            except OperationalError as error:
+                if not request.sent:
+                    raise
+                if self._closed or time.monotonic() >= deadline:
+                    raise unknown(error) from error
+                time.sleep(RETRY)
+
+    def _need_origin(self, deadline: float) -> None:
+        """Return when the group knows this process's origin."""
+        old = self.origin.renew_if_idle()
+        if old is not None:
+            self._ask(lambda backend, _left: backend.close_origin(old), deadline)
+        while not self.origin.opened:
+            origin = self.origin.id
+
+            def open_origin(backend: Backend, left: float, origin: bytes = origin) -> None:
+                backend.open_origin(origin, timeout=left)
+
+            try:
+                self._ask(open_origin, deadline)
+            except LeaseTimeout:
+                # Another thread of this process, which asked first, may have had less time.
+                if deadline - time.monotonic() < SHORTEST_WAIT:
+                    raise
+            except HostLost as error:
+                raise Unavailable(
+                    f"this process could not be made known to the group: {error}", "too slow"
+                ) from error
+            else:
+                self.origin.mark_opened(origin)
+
+    def _ask(self, question: Callable[[Backend, float], T], deadline: float) -> T:
+        """Ask the backend what may be asked twice; a host that has gone is replaced at once."""
+        while True:
+            try:
+                return question(self.backend(deadline), _left(deadline))
+            except HostLost:
+                if time.monotonic() >= deadline:
+                    raise
+
+    # Backends -----------------------------------------------------------------------------------------------
+
+    def _open(self, deadline: float) -> Backend:
+        problem = "nobody hosts it"
+        lock = self._prepare() if self.config.host else None
+        while True:
+            if lock is not None and lock.acquire():
+                return self._host(lock)
+            try:
+                return self._attach()
+            except (OSError, HostLost) as error:
+                problem = str(error)
+            if self._closed or time.monotonic() > deadline:
+                raise OperationalError(self._nobody(problem, None if lock is None else lock.holder))
+            time.sleep(RETRY)
+
+    def _attach(self) -> AttachedNode:
+        attached = AttachedNode(self.config, socketpath.connect(self.config.folder, CONNECT_TIMEOUT))
+        try:
+            if self.config.host:
+                attached.watch(self._succeed)
+            self._open_readers()
+        except BaseException:
+            attached.close()
+            raise
+        return attached
+
+    def _host(self, lock: FolderLock) -> HostedNode:
+        try:
+            host = HostedNode(self.config, lock)
+        except (NodeFault, OSError, apsw.Error) as error:
+            lock.release()
+            raise OperationalError(f"the node of {self.config.name} cannot be opened: {error}") from error
+        except BaseException:
+            lock.release()
+            raise
+        host.start()
+        server = AttachServer(host)
+        try:
+            server.start()
+            self._open_readers()
+        except OSError as error:
+            host.close()
+            raise OperationalError(f"the node's socket in {self.config.folder} cannot be opened: {error}") from error
+        self._server = server
+        return host
+
+    def _open_readers(self) -> None:
+        if self._readers is None:
+            self._readers = ReaderPool(self.config.name, self.config.registrars)
+
+    def _succeed(self) -> None:
+        """The host has ended: one of the processes that were attached must host the node now, busy or not."""
+        while not self._closed:
+            try:
+                self.backend()
+            except OperationalError as error:
+                logger.warning("the node of %s has no host at the moment: %s", self.config.name, error)
+                time.sleep(1.0)
+            else:
+                return
+
+    def _nobody(self, problem: str, holder: int | None) -> str:
+        if not self.config.host:
+            return (
+                f"no process hosts the node of {self.config.name} ({problem}), and this one may not: start one with "
+                '`manage.py raft node`, or remove OPTIONS["host"] = False'
+            )
+        who = "the process" if holder is None else f"process {holder}"
+        return (
+            f"{who}, which holds the lock of {self.config.folder} and so hosts its node, does not answer: {problem}"
+        )
+
+    def _prepare(self) -> FolderLock:
+        """The node's folder, made if need be; its mode follows the files' (read implies enter)."""
+        folder, mode = self.config.folder, self.config.mode
+        try:
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(mode | (mode & 0o444) >> 2)
+            return FolderLock(folder, mode)
+        except OSError as error:
+            raise OperationalError(f"the node's folder {folder} cannot be made: {error}") from error
+
+
+class Session:
+    """A :class:`~django_raftsqlite.node.api.WriteSession`: a backend's, whose COMMIT survives that backend."""
+
+    def __init__(self, node: ProcessNode, session: BackendSession, pragmas: Mapping[str, int]) -> None:
+        self._node = node
+        self._session = session
+        self._pragmas = pragmas
+
+    @property
+    def base(self) -> Base:
+        """See WriteSession."""
+        return self._session.base
+
+    def execute(self, statement: Statement) -> Result:
+        """See WriteSession."""
+        return self._session.execute(statement)
+
+    @property
+    def in_transaction(self) -> bool:
+        """See WriteSession."""
+        return self._session.in_transaction
+
+    def total_changes(self) -> int:
+        """See WriteSession."""
+        return self._session.total_changes()
+
+    def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
+        """See WriteSession."""
+        session, pragmas = self._session, self._pragmas
+        solo = pragmas.get("foreign_keys", 1) == 0
+
+        def encode(request: RequestId, low_water: int) -> bytes:
+            return encode_transaction(Transaction(request, low_water, tuple(statements), session.base, pragmas, solo))
+
+        try:
+            self._node.settle(encode, solo=solo, deadline=time.monotonic() + timeout, session=session)
+        except StatementError:
+            raise
+        except BaseException:
+            session.rollback()  # it is over, also where it was never asked to commit
+            raise
+
+    def rollback(self) -> None:
+        """See WriteSession."""
+        self._session.rollback()
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), SHORTEST_WAIT)
