@@ -29,11 +29,13 @@ class AttachedNode:
 
     Thread-safe: each call, and each session, uses a socket of its own from a small pool. The host keeps the
     deadlines; this side only finds out when the host ended (its sockets end) or stands still (it does not say that it
-    is there). ``lost`` turns true then, and the node is of no more use.
+    is there). ``lost`` turns true then, and the node is of no more use. A ``visitor`` only looks, and is not counted
+    among the processes that are attached.
     """
 
-    def __init__(self, config: NodeConfig, first: socket.socket) -> None:
+    def __init__(self, config: NodeConfig, first: socket.socket, *, visitor: bool = False) -> None:
         self.config = config
+        self._pid = 0 if visitor else os.getpid()
         self.lost = False
         self._closed = False
         self._watched: socket.socket | None = None
@@ -115,7 +117,7 @@ class AttachedNode:
 
     def _hello(self, sock: socket.socket) -> int:
         try:
-            wire.send(sock, ["hello", wire.PROTOCOL, __version__, os.getpid()])
+            wire.send(sock, ["hello", wire.PROTOCOL, __version__, self._pid])
             answer = wire.receive(sock, time.monotonic() + CONNECT_TIMEOUT)
         except (wire.Closed, TimeoutError) as error:
             sock.close()

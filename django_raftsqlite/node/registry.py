@@ -32,7 +32,7 @@ def open_node(config: NodeConfig) -> ProcessNode:
 def attach_node(config: NodeConfig) -> AttachedNode | None:
     """The node as its host's guest, to look at it: None when no process hosts it. The caller closes it."""
     try:
-        return AttachedNode(config, socketpath.connect(config.folder, config.timeout))
+        return AttachedNode(config, socketpath.connect(config.folder, config.timeout), visitor=True)
     except (OSError, HostLost):
         return None
 

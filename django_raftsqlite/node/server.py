@@ -102,7 +102,7 @@ class AttachServer:
 
 
 class _Connection:
-    """One attached connection. ``pid`` is what the other side said it is."""
+    """One attached connection. ``pid`` is what the other side said it is; 0 for one that only looks."""
 
     def __init__(self, server: AttachServer, host: HostedNode, sock: socket.socket) -> None:
         self._server = server
