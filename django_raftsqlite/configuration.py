@@ -37,6 +37,8 @@ OPTIONS = (
     "init_command",
     "functions",
     "election_timeout",
+    "apply_timeout",
+    "max_transaction_bytes",
     "mode",
     "host",
 )
@@ -46,6 +48,8 @@ _SQLITE3_OPTIONS = frozenset(
 _TLS_FILES = ("certificate", "key", "authority")
 SECRET_MINIMUM = 16
 ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
+TRANSACTION_BYTES_RANGE = (1024 * 1024, 1024 * 1024 * 1024)
+"""The upper end is what one message between an attached process and its host holds."""
 
 # A key of our own in a settings dictionary; Django's copies of it (threads, test workers) carry it along.
 TEST = "_RAFTSQLITE_TEST"
@@ -134,6 +138,8 @@ class _Reader:
             tls=tls,
             timeout=self._seconds("timeout", _DEFAULT["timeout"]),
             election_timeout=self._seconds("election_timeout", _DEFAULT["election_timeout"], *ELECTION_TIMEOUT_RANGE),
+            apply_timeout=self._seconds("apply_timeout", _DEFAULT["apply_timeout"]),
+            max_transaction_bytes=self._max_transaction_bytes(),
             lease_timeout=None if testing else _DEFAULT["lease_timeout"],
             mode=self._mode(),
             host=True if testing else self._host(),
@@ -335,6 +341,21 @@ class _Reader:
             self._problem("E005", option, f"is {value!r}, which is out of range.", advice)
         else:
             return float(value)
+        return default
+
+    def _max_transaction_bytes(self) -> int:
+        value = self._option("max_transaction_bytes")
+        default: int = _DEFAULT["max_transaction_bytes"]
+        if value is None:
+            return default
+        least, most = TRANSACTION_BYTES_RANGE
+        advice = f"Write a number of bytes from {least} (1 MiB) to {most} (1 GiB), such as {default} (256 MiB)."
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._problem("E005", "max_transaction_bytes", f"is {value!r}.", advice)
+        elif not least <= value <= most:
+            self._problem("E005", "max_transaction_bytes", f"is {value!r}, which is out of range.", advice)
+        else:
+            return value
         return default
 
     def _mode(self) -> int:

@@ -29,8 +29,10 @@ class NodeConfig:
     ``name`` is the path of the SQLite file. ``address`` ("host:port") is the node's identity; ``peers`` are all
     voting members, itself included; a group of one has ``peers == (address,)`` and opens no port. Times are
     seconds. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases). ``durable``
-    False: nothing is fsynced (test databases). ``registrars`` register SQL functions and collations on
-    every connection. ``mode`` is the mode of the files and the socket.
+    False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put off while one
+    long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded.
+    ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
+    the socket.
     """
 
     name: Path
@@ -40,6 +42,8 @@ class NodeConfig:
     tls: TLSFiles | None = None
     timeout: float = 5.0
     election_timeout: float = 0.4
+    apply_timeout: float = 60.0
+    max_transaction_bytes: int = 256 * 1024 * 1024
     lease_timeout: float | None = 1.0
     mode: int = 0o600
     host: bool = True

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..sqlite.entry import Base, Outcome, RequestId
@@ -19,6 +20,10 @@ logger = logging.getLogger("django_raftsqlite.node")
 
 COUNT_EVERY = 0.5
 RETRY_FOR = 5.0
+LONG = 0.25
+"""Seconds after which the application of an entry is something that others are told of."""
+SHOWN = 80
+"""Characters of a statement that status shows."""
 QUEUE_BYTES = 64 * 1024 * 1024
 QUEUE_ENTRIES = 8192
 
@@ -33,12 +38,24 @@ class State(NamedTuple):
     counts: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Applying:
+    """What takes long: the entry at ``index``, for ``seconds``; ``statement`` is the text of the present one."""
+
+    index: int
+    seconds: float
+    statement: str
+
+    def __str__(self) -> str:
+        return f"{self.statement or 'a transaction'}, since {self.seconds:.1f} s"
+
+
 class Applier:
     """Owns the state machine, and the one thread that may use it.
 
     :meth:`put` is called on the loop thread, with every committed index in order; ``settled`` and ``failed`` are
     called on the apply thread. After a fault nothing more is applied: applying the next entry would fork this
-    node. ``state`` and ``applied`` may be looked at from any thread.
+    node. ``state``, ``applied`` and :meth:`applying` may be looked at from any thread.
     """
 
     def __init__(
@@ -61,6 +78,7 @@ class Applier:
         self._stopping = False
         self._stopped = False
         self._counted = time.monotonic()
+        self._present: tuple[int, float] | None = None
         self.applied = Applied(machine.applied_index)
         self.state = State(machine.base, machine.digest, machine.counts())
         self._thread = threading.Thread(target=self._run, name=f"raftsqlite-apply {name}", daemon=True)
@@ -77,6 +95,14 @@ class Applier:
     def room(self) -> bool:
         """Whether more should be handed over: what waits is bounded in memory."""
         return self._bytes_in - self._bytes_out < QUEUE_BYTES and self._queue.qsize() < QUEUE_ENTRIES
+
+    def applying(self) -> Applying | None:
+        """The entry that is being applied, if that takes long."""
+        present = self._present
+        if present is None or (seconds := time.monotonic() - present[1]) < LONG:
+            return None
+        text = self._machine.statement
+        return Applying(present[0], seconds, " ".join(text[: 4 * SHOWN].split())[:SHOWN])
 
     def is_open(self, origin: bytes) -> bool:
         """Whether the origin's requests are accepted. Apply thread."""
@@ -105,7 +131,11 @@ class Applier:
         if not payload:
             self.applied.advance(index)
             return
-        outcomes = self._until_it_works(index, term, payload)
+        self._present = index, time.monotonic()
+        try:
+            outcomes = self._until_it_works(index, term, payload)
+        finally:
+            self._present = None
         machine, counts = self._machine, self.state.counts
         if time.monotonic() - self._counted > COUNT_EVERY:
             self._counted, counts = time.monotonic(), machine.counts()

@@ -114,6 +114,11 @@ class StateMachine:
         """32 bytes over all that was decided so far; equal on all nodes at equal ``applied_index``."""
         return self._state.digest
 
+    @property
+    def statement(self) -> str:
+        """The text of the statement that is being applied, or was last; any thread."""
+        return self._runner.statement
+
     def counts(self) -> dict[str, int]:
         """How many origins are open, how many outcomes are kept for them, and of how many transactions parts."""
         outcomes: Any = self._connection.execute("SELECT count(*) FROM _raftsqlite_outcome").fetchall()[0][0]
@@ -153,6 +158,7 @@ class StateMachine:
             return []
         if self._connection.in_transaction:
             self._recover()
+        self._runner.statement = ""
         try:
             return self._apply(index, term, decode_entry(data))
         except NodeFault:

@@ -68,7 +68,7 @@ class Runner:
     """Runs transactions on the apply connection. Between two of them, nothing that a statement can see is left over.
 
     `_current` mirrors the state pragmas as they are set now: to set one expires every prepared statement, so it is
-    done only where the value changes. None: not known.
+    done only where the value changes. None: not known. ``statement`` is the text of the one that runs, or ran last.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -77,6 +77,7 @@ class Runner:
         self._rowids = Rowids(connection)
         self._current: dict[str, int] | None = None
         self._changed_schema = False
+        self.statement = ""
 
     def begin(self, state: Mapping[str, int]) -> None:
         """Begin the SQLite transaction of an entry; ``state`` are the pragmas of a solo one."""
@@ -106,6 +107,7 @@ class Runner:
             return _failed(StatementError(apsw.SQLITE_ERROR, "cannot VACUUM from within a transaction"))
         try:
             (statement,) = transaction.statements
+            self.statement = statement.sql
             result = run(self._connection, statement)
         except Exception as error:
             known = result_of(error)
@@ -192,6 +194,7 @@ class Runner:
     def _run_statement(self, position: int, statement: Statement, suspected: bool) -> Result:
         """Raises _Undone for an error that is the statement's result."""
         connection = self._connection
+        self.statement = statement.sql
         verb = traits(statement.sql).verb
         if (verb in CONTROL and not _is_rollback_to(statement.sql)) or verb == "VACUUM":
             raise _Undone(StatementError(apsw.SQLITE_ERROR, f"{verb} cannot be part of a replicated transaction"))

@@ -62,6 +62,8 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
             **group(
                 timeout=2,
                 election_timeout=0.8,
+                apply_timeout=7,
+                max_transaction_bytes=2**30,
                 mode="0660",
                 host=False,
                 reads="leader",
@@ -74,6 +76,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     node = configuration.node
     assert (node.address, node.peers, node.secret) == (PEERS[0], tuple(PEERS), SECRET)
     assert (node.timeout, node.election_timeout, node.mode, node.host) == (2.0, 0.8, 0o660, False)
+    assert (node.apply_timeout, node.max_transaction_bytes) == (7.0, 2**30)
     assert node.registrars == (register_django_functions, not_callable_here)
     assert configuration.reads == "leader"
     assert configuration.transaction_mode == "IMMEDIATE"
@@ -82,7 +85,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
 
 def test_none_is_the_default_of_every_option(settings: Any) -> None:
     names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
-    names += ["election_timeout", "mode", "host"]
+    names += ["election_timeout", "apply_timeout", "max_transaction_bytes", "mode", "host"]
     assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
 
 
@@ -169,6 +172,15 @@ WRONG_OPTIONS = [
     ({"timeout": float("nan")}, '["timeout"]', "is nan", "above 0"),
     ({"election_timeout": 0.01}, '["election_timeout"]', "out of range", "from 0.05 to 60, such as 0.4"),
     ({"election_timeout": 61}, '["election_timeout"]', "is 61, which is out of range", "from 0.05 to 60"),
+    ({"apply_timeout": 0}, '["apply_timeout"]', "is 0, which is out of range", "above 0, such as 60"),
+    (
+        {"max_transaction_bytes": 1},
+        '["max_transaction_bytes"]',
+        "is 1, which is out of range",
+        "from 1048576 (1 MiB)",
+    ),
+    ({"max_transaction_bytes": 2**31}, '["max_transaction_bytes"]', "out of range", "to 1073741824 (1 GiB)"),
+    ({"max_transaction_bytes": 1e9}, '["max_transaction_bytes"]', "is 1000000000.0", "a number of bytes"),
     ({"transaction_mode": "IMEDIATE"}, '["transaction_mode"]', "is 'IMEDIATE'", "Did you mean 'IMMEDIATE'?"),
     ({"transaction_mode": 1}, '["transaction_mode"]', "is 1", "or None"),
     ({"init_command": ["PRAGMA a"]}, '["init_command"]', "is a list", "separated by"),
