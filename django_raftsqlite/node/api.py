@@ -152,6 +152,13 @@ class BackendSession(Protocol):
     def total_changes(self) -> int:
         """See WriteSession."""
 
+    def seal(self) -> None:
+        """No more statements: scratch is left, the lease is kept until :meth:`commit` or :meth:`rollback`.
+
+        For a transaction that needs more than one request to be committed. Raises as commit does for an open
+        deferred foreign key, and when the lease is lost.
+        """
+
     def commit(self, request: Request, *, timeout: float) -> Outcome:
         """Have the request, whose ``lease`` is this session's claim, executed; as :meth:`Backend.execute`.
 

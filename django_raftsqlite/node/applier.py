@@ -31,7 +31,8 @@ Outcomes = list[tuple[RequestId, Outcome]]
 
 
 class State(NamedTuple):
-    """What the database file holds, as far as others are told. ``counts`` are up to half a second old."""
+    """What the database file holds, as far as others are told. ``counts`` are up to half a second old, but for
+    the number of transactions of which parts are kept."""
 
     base: Base
     digest: bytes
@@ -139,6 +140,8 @@ class Applier:
         machine, counts = self._machine, self.state.counts
         if time.monotonic() - self._counted > COUNT_EVERY:
             self._counted, counts = time.monotonic(), machine.counts()
+        elif counts["parted"] != machine.parted:
+            counts = {**counts, "parted": machine.parted}
         self.state = State(machine.base, machine.digest, counts)
         self.applied.advance(index)
         self._settled(outcomes)

@@ -248,6 +248,13 @@ class AttachedSession:
         """See BackendSession."""
         return self._total_changes
 
+    def seal(self) -> None:
+        """See BackendSession."""
+        error = self._converse(["seal"], self._node.config.timeout)
+        if error is not None:
+            raise wire.decode_error(error)
+        self._in_transaction = False
+
     def commit(self, request: Request, *, timeout: float) -> Outcome:
         """See BackendSession."""
         message = ["commit", *wire.encode_request(request), timeout]

@@ -163,7 +163,7 @@ class Core:
             self._requests.refuse(attempt, refused)
             return
         lease = attempt.request.lease
-        if lease is not None:
+        if lease is not None and attempt.request.kind is not ItemKind.PART:
             self._claims.pop(lease, None)  # the lease ends with its COMMIT
         self._send_request(attempt)
 
@@ -331,7 +331,7 @@ class Core:
             {
                 "type": "node.submit",
                 "id": request.id.to_bytes(),
-                "kind": ItemKind.TRANSACTION,
+                "kind": request.kind,
                 "data": request.payload,
                 "solo": request.solo,
                 "lease": request.lease,
@@ -457,7 +457,10 @@ class Core:
         if message["lease"] is None:
             self.sequencer.submit(write)
         else:
-            refusal = self.sequencer.commit(message["lease"], write, again=message["again"])
+            whole = kind is not ItemKind.PART
+            if not whole:
+                self.sequencer.touch(message["lease"], self._clock())
+            refusal = self.sequencer.commit(message["lease"], write, again=message["again"], ends=whole)
             if refusal is not None:
                 self._refuse(refusal)
         self._pump()

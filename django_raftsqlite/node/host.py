@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..exceptions import DataError, Error, HostLost, OperationalError, Unavailable
+from ..exceptions import Error, HostLost, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
-from ..raft.log import MAX_ENTRY, LogFault
+from ..raft.log import LogFault
 from ..sqlite.entry import Base, Outcome, Status
 from ..sqlite.errors import NodeFault
 from ..sqlite.machine import StateMachine
@@ -40,7 +40,6 @@ ORIGINS_KEPT = 64
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
 STOP_TIMEOUT = 5.0
 STOPPED = -1
-MAX_TRANSACTION = MAX_ENTRY - 1024  # the entry around it needs a few bytes too
 
 
 class HostedNode:
@@ -147,11 +146,6 @@ class HostedNode:
 
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
-        if len(request.payload) > MAX_TRANSACTION:
-            raise DataError(
-                f"a transaction of {len(request.payload)} bytes is beyond the limit of {MAX_TRANSACTION}: "
-                "write it in smaller transactions (bulk_create has batch_size for that)"
-            )
         attempt = Attempt(request, time.monotonic() + timeout)
         self._requests.add(attempt)
         try:

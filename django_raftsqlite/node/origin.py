@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..sqlite.entry import RequestId
+from ..sqlite.entry import ItemKind, RequestId
+from ..sqlite.parts import Encoded, Part, encode_part, encode_parted
 from .requests import Request
 
 IDLE = 1800.0
@@ -57,8 +58,34 @@ class Origin:
             self._begin()
             return old if opened else None
 
-    def create(self, encode: Callable[[RequestId, int], bytes], *, solo: bool, lease: bytes | None = None) -> Request:
-        """Number a request and remember it. ``encode(id, low_water)`` gives its payload; what it raises is raised."""
+    def create(
+        self, encode: Callable[[RequestId, int], Encoded], *, solo: bool, lease: bytes | None = None
+    ) -> Request:
+        """Number a transaction and remember it. ``encode(id, low_water)`` writes it down; raises what that raises."""
+
+        def fill(request: Request, low_water: int) -> None:
+            encoded = encode(request.id, low_water)
+            if len(encoded.pieces) == 1:
+                (request.payload,) = encoded.pieces
+            else:
+                request.kind = ItemKind.PARTED_TRANSACTION
+                request.pieces = encoded.pieces
+                request.payload = encode_parted(encoded.parted(request.id, low_water))
+
+        return self._number(fill, solo=solo, lease=lease)
+
+    def part(self, whole: Request, number: int) -> Request:
+        """Number a part of a transaction, which stays open meanwhile, and with it all of its parts."""
+
+        def fill(request: Request, low_water: int) -> None:
+            request.kind = ItemKind.PART
+            request.payload = encode_part(
+                Part(request.id, low_water, whole.id.sequence, number, whole.pieces[number])
+            )
+
+        return self._number(fill, solo=False, lease=whole.lease)
+
+    def _number(self, fill: Callable[[Request, int], None], *, solo: bool, lease: bytes | None) -> Request:
         with self._mutex:
             self._sequence += 1
             sequence = self._sequence
@@ -67,7 +94,7 @@ class Origin:
             request = Request(RequestId(self.id, sequence), b"", solo=solo, lease=lease)
             self._open[sequence] = request
         try:
-            request.payload = encode(request.id, low_water)
+            fill(request, low_water)
         except BaseException:
             self.forget(request)
             raise

@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 import apsw
 
 from ..exceptions import (
+    CommitOutcomeUnknown,
+    DataError,
     HostLost,
     LeaseTimeout,
     OperationalError,
     Unavailable,
 )
-from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Status, Transaction, encode_transaction
+from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Statements, Status, Transaction
 from ..sqlite.errors import NodeFault, StatementError
+from ..sqlite.parts import Encoded, TransactionTooLarge, encode_pieces
 from ..sqlite.readers import ReaderPool
 from . import socketpath
 from .api import Backend, BackendSession, NodeConfig
@@ -36,7 +39,7 @@ CONNECT_TIMEOUT = 0.2
 JOIN_TIMEOUT = 5.0
 SHORTEST_WAIT = 0.05
 T = TypeVar("T")
-Encode = Callable[[RequestId, int], bytes]
+Encode = Callable[[RequestId, int], Encoded]
 
 
 class ProcessNode:
@@ -105,10 +108,7 @@ class ProcessNode:
 
     def submit(self, statement: Statement, pragmas: Mapping[str, int], *, solo: bool, timeout: float) -> Result:
         """See Node."""
-
-        def encode(request: RequestId, low_water: int) -> bytes:
-            return encode_transaction(Transaction(request, low_water, (statement,), None, pragmas, solo))
-
+        encode = self.encoder((statement,), None, pragmas, solo=solo)
         outcome = self.settle(encode, solo=solo, deadline=time.monotonic() + timeout)
         if outcome.result is None:
             raise OperationalError(
@@ -163,6 +163,21 @@ class ProcessNode:
 
     # Requests -----------------------------------------------------------------------------------------------
 
+    def encoder(self, statements: Statements, base: Base | None, pragmas: Mapping[str, int], *, solo: bool) -> Encode:
+        """What writes a transaction down for :meth:`settle`; raises DataError when it is too large."""
+
+        def encode(request: RequestId, low_water: int) -> Encoded:
+            limit = self.config.max_transaction_bytes
+            try:
+                return encode_pieces(Transaction(request, low_water, statements, base, pragmas, solo), limit=limit)
+            except TransactionTooLarge as error:
+                raise DataError(
+                    f"a transaction of {error.size} bytes is beyond the limit of {limit} bytes "
+                    '(OPTIONS["max_transaction_bytes"]): write it in smaller transactions, or raise the limit'
+                ) from error
+
+        return encode
+
     def settle(
         self, encode: Encode, *, solo: bool, deadline: float, session: BackendSession | None = None
     ) -> Outcome:
@@ -170,11 +185,17 @@ class ProcessNode:
 
         Raises as Node.submit and WriteSession.commit say.
         """
+        patience = _left(deadline)
         while True:
             if session is None:
                 self._need_origin(deadline)
             request = self.origin.create(encode, solo=solo, lease=None if session is None else session.claim)
             try:
+                if request.pieces:
+                    if session is not None and not self._seal(session):
+                        session = None
+                    self._send_parts(request, patience)
+                    deadline = time.monotonic() + patience
                 outcome = self._execute(request, deadline, session)
             except OriginClosed:  # surely not executed, so it may have another number
                 self.origin.renew(request.id.origin)
@@ -186,6 +207,36 @@ class ProcessNode:
                 self.origin.renew(request.id.origin)
             raise_unless_done(outcome)
             return outcome
+
+    def _seal(self, session: BackendSession) -> bool:
+        """End a session's statements; whether its host is still there to commit it."""
+        try:
+            session.seal()
+        except HostLost:
+            return False
+        return True
+
+    def _send_parts(self, request: Request, patience: float) -> None:
+        """Have the parts of a transaction applied, so that it can name them.
+
+        One after the other, so that others' writes go between them and no message is long in the way of a heartbeat.
+        Each of them may take ``patience`` seconds. Raises as :meth:`Backend.execute`, but never CommitOutcomeUnknown,
+        since parts alone change nothing.
+        """
+        for number in range(len(request.pieces)):
+            part = self.origin.part(request, number)
+            request.pieces[number] = b""
+            try:
+                outcome = self._execute(part, time.monotonic() + patience, None)
+            except CommitOutcomeUnknown as error:
+                raise Unavailable(
+                    f"nothing of the transaction was executed, since a part of it was not replicated: {error}",
+                    "too slow",
+                ) from error
+            finally:
+                self.origin.forget(part)
+            if outcome.status is not Status.DONE:
+                raise OriginClosed
 
     def _execute(self, request: Request, deadline: float, session: BackendSession | None) -> Outcome:
         """Have one host after the other execute it, always under the same id."""
@@ -362,10 +413,7 @@ class Session:
         """See WriteSession."""
         session, pragmas = self._session, self._pragmas
         solo = pragmas.get("foreign_keys", 1) == 0
-
-        def encode(request: RequestId, low_water: int) -> bytes:
-            return encode_transaction(Transaction(request, low_water, tuple(statements), session.base, pragmas, solo))
-
+        encode = self._node.encoder(statements, session.base, pragmas, solo=solo)
         try:
             self._node.settle(encode, solo=solo, deadline=time.monotonic() + timeout, session=session)
         except StatementError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from ..sqlite.entry import Outcome, RequestId
+from ..sqlite.entry import ItemKind, Outcome, RequestId
 from .latch import Latch
 
 Settlement = Outcome | Exception
@@ -15,17 +15,29 @@ class OriginClosed(Exception):
 
 
 class Request:
-    """One transaction on its way to its one outcome, whichever processes host the node meanwhile.
+    """One transaction, or a part of one, on its way to its one outcome, whichever processes host the node meanwhile.
 
-    It is numbered and encoded once, by its author's process. ``lease`` is the claim that its COMMIT ends, None for
-    an autocommit statement. ``sent`` says whether it may have left for a leader, through this host or an earlier
-    one; while it is false the request was surely not executed. Owned by its author's thread.
+    It is numbered and encoded once, by its author's process. ``kind`` says what ``payload`` is: a transaction, a part
+    of one, or what names all parts; those are the ``pieces``, to be sent before. ``lease`` is the claim that its
+    COMMIT ends, None for an autocommit statement. ``sent`` says whether it may have left for a leader, through this
+    host or an earlier one; while it is false the request was surely not executed. Owned by its author's thread.
     """
 
-    __slots__ = ("id", "lease", "payload", "sent", "solo")
+    __slots__ = ("id", "kind", "lease", "payload", "pieces", "sent", "solo")
 
-    def __init__(self, request: RequestId, payload: bytes, *, solo: bool, lease: bytes | None, sent: bool = False):
+    def __init__(
+        self,
+        request: RequestId,
+        payload: bytes,
+        *,
+        solo: bool,
+        lease: bytes | None,
+        sent: bool = False,
+        kind: ItemKind = ItemKind.TRANSACTION,
+    ) -> None:
         self.id = request
+        self.kind = kind
+        self.pieces: list[bytes] = []
         self.payload = payload
         self.solo = solo
         self.lease = lease

@@ -83,8 +83,8 @@ class Sequencer:
             self._known.add(write.request)
             self._queue.append(write)
 
-    def commit(self, lease: bytes, write: Write, *, again: bool = False) -> Refusal | None:
-        """Queue a transaction's COMMIT, ahead of the queue. Its lease ends with it.
+    def commit(self, lease: bytes, write: Write, *, again: bool = False, ends: bool = True) -> Refusal | None:
+        """Queue a transaction's COMMIT, ahead of the queue. Its lease ends with it, unless it is only a part.
 
         Refused early only when somebody else holds the lease: then its base is surely gone or about to be. Not when
         it was sent before (``again``): an earlier leader may have put it into the log, and apply alone can tell.
@@ -92,7 +92,7 @@ class Sequencer:
         if write.request in self._known:
             return None
         if self.holder is None or self.holder.id == lease:
-            self.holder = None
+            self.holder = None if ends else self.holder
         elif not again:
             return Refusal(write.source, write.request, "conflict", f"the write lease went to {self.holder.who}")
         self._known.add(write.request)

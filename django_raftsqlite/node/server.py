@@ -117,6 +117,7 @@ class _Connection:
             "execute": self._execute,
             "begin": self._begin,
             "run": self._run,
+            "seal": self._seal,
             "commit": self._commit,
             "rollback": self._rollback,
             "barrier": self._barrier,
@@ -168,7 +169,7 @@ class _Connection:
 
     def _execute(self, *arguments: Any) -> bytes:
         *request, timeout = arguments
-        return encode_outcome(self._host.execute(wire.decode_request(*request), timeout=timeout))
+        return encode_outcome(self._host.execute(wire.decode_request(request), timeout=timeout))
 
     def _begin(self, pragmas: dict[str, int], reason: str, timeout: float, nowait: bool) -> Any:
         self._rollback()
@@ -188,12 +189,20 @@ class _Connection:
                 return error, None, False, 0
         return error, result, session.in_transaction, session.total_changes()
 
+    def _seal(self) -> Any:
+        """Answers with the statement's error, which leaves the session open."""
+        try:
+            self._need_session().seal()
+        except StatementError as error:
+            return wire.encode_error(error)
+        return None
+
     def _commit(self, *arguments: Any) -> Any:
         """Answers with the statement's error, which leaves the session open, or with the request's outcome."""
         *request, timeout = arguments
         session = self._need_session()
         try:
-            outcome = session.commit(wire.decode_request(*request), timeout=timeout)
+            outcome = session.commit(wire.decode_request(request), timeout=timeout)
         except StatementError as error:
             return wire.encode_error(error), None
         except BaseException:

@@ -31,6 +31,7 @@ class LocalSession:
         self._occupant = occupant
         self._commit = commit
         self._release = release
+        self._sealed = False
         self._over = False
 
     def execute(self, statement: Statement) -> Result:
@@ -45,18 +46,24 @@ class LocalSession:
     @property
     def in_transaction(self) -> bool:
         """See BackendSession."""
-        return not self._over and self._lane.look(self._occupant)[0]
+        return not (self._over or self._sealed) and self._lane.look(self._occupant)[0]
 
     def total_changes(self) -> int:
         """See BackendSession."""
         return self._lane.look(self._occupant)[1]
 
-    def commit(self, request: Request, *, timeout: float) -> Outcome:
+    def seal(self) -> None:
         """See BackendSession."""
         if self._lane.look(self._occupant)[2]:
             raise StatementError(SQLITE_CONSTRAINT_FOREIGNKEY, "FOREIGN KEY constraint failed")
-        self._over = True
+        self._sealed = True
         self._lane.leave(self._occupant)
+
+    def commit(self, request: Request, *, timeout: float) -> Outcome:
+        """See BackendSession."""
+        if not self._sealed:
+            self.seal()
+        self._over = True
         return self._commit(request, timeout)
 
     def rollback(self) -> None:

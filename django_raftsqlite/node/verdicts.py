@@ -34,6 +34,12 @@ def raise_unless_done(outcome: Outcome) -> None:
                 "the transaction was rolled back on all nodes: its replay gave other results than its author saw"
                 f" ({outcome.message or 'no details'})"
             )
+        case Status.INCOMPLETE:
+            raise Unavailable(
+                "nothing of the transaction was committed, since the parts in which it was sent were not all there "
+                f"when its turn came ({outcome.message}): this process stood still for minutes. It can be retried",
+                "too slow",
+            )
         case Status.REFUSED:
             raise CommitOutcomeUnknown(
                 "the group no longer knows this process's requests (it was idle or stopped for too long): "

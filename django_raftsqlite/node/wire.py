@@ -11,17 +11,19 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 
 from .. import exceptions
-from ..sqlite.entry import RequestId, Statement
+from ..sqlite.entry import ItemKind, RequestId, Statement
 from ..sqlite.errors import StatementError
 from .requests import OriginClosed, Request
 
-PROTOCOL = 2
-MAX_MESSAGE = 256 * 1024 * 1024
+PROTOCOL = 3
+MAX_MESSAGE = (1024 + 1) * 1024 * 1024
+"""Bytes. Holds the largest statement of the largest transaction that can be asked for."""
 SEND_TIMEOUT = 30.0
 _LENGTH = struct.Struct(">I")
 
@@ -91,13 +93,14 @@ def decode_statement(value: Any) -> Statement:
 
 def encode_request(request: Request) -> tuple[Any, ...]:
     """A request as plain types; its transaction stays the bytes that its author made of it."""
-    return request.id.to_bytes(), request.payload, request.solo, request.lease, request.sent
+    return request.id.to_bytes(), int(request.kind), request.payload, request.solo, request.lease, request.sent
 
 
-def decode_request(name: bytes, payload: bytes, solo: bool, lease: bytes | None, sent: bool) -> Request:
+def decode_request(value: Sequence[Any]) -> Request:
     """The inverse of :func:`encode_request`."""
+    name, kind, payload, solo, lease, sent = value
     request = RequestId(name[:16], int.from_bytes(name[16:], "big"))
-    return Request(request, payload, solo=solo, lease=lease, sent=sent)
+    return Request(request, payload, solo=solo, lease=lease, sent=sent, kind=ItemKind(kind))
 
 
 _NAMED = {"OriginClosed": OriginClosed} | {

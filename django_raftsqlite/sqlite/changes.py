@@ -12,7 +12,8 @@ from .entry import Outcome, RequestId
 from .rowids import LARGEST_BYTES
 from .tables import PREFIX
 
-_STREAM_ABOVE = 64 * 1024  # bytes of changes held by the session; above, they are hashed piece by piece
+_STREAM_ABOVE = 64 * 1024
+"""Bytes of a changeset above which it is hashed piece by piece: APSW holds the interpreter's lock for each piece."""
 
 
 class Recorder:
@@ -34,6 +35,7 @@ class Recorder:
         session = apsw.Session(self._connection, "main")
         self._session = session
         session.config(apsw.SQLITE_SESSION_OBJCONFIG_ROWID, True)
+        session.config(apsw.SQLITE_SESSION_OBJCONFIG_SIZE, True)
         session.table_filter(self._wanted)
         session.attach()
 
@@ -52,7 +54,7 @@ class Recorder:
         assert session is not None
         if session.is_empty:
             return False
-        if session.memory_used < _STREAM_ABOVE:
+        if session.changeset_size < _STREAM_ABOVE:
             changes = session.changeset()
             digest.update(changes)
             return LARGEST_BYTES in changes

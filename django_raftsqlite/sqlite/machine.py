@@ -115,6 +115,11 @@ class StateMachine:
         return self._state.digest
 
     @property
+    def parted(self) -> int:
+        """Of how many transactions parts are kept."""
+        return len(self._parted)
+
+    @property
     def statement(self) -> str:
         """The text of the statement that is being applied, or was last; any thread."""
         return self._runner.statement
@@ -122,7 +127,7 @@ class StateMachine:
     def counts(self) -> dict[str, int]:
         """How many origins are open, how many outcomes are kept for them, and of how many transactions parts."""
         outcomes: Any = self._connection.execute("SELECT count(*) FROM _raftsqlite_outcome").fetchall()[0][0]
-        return {"origins": len(self._origins), "outcomes": outcomes, "parted": len(self._parted)}
+        return {"origins": len(self._origins), "outcomes": outcomes, "parted": self.parted}
 
     def holds_tables(self) -> bool:
         """Whether the file holds anything but our own tables."""

@@ -153,7 +153,8 @@ class Incomplete(Exception):
 class StoredStatements:
     """Statements that are decoded from the parts each time they are gone through.
 
-    ``verbs`` is what they do (see :class:`~.text.Traits`); ``head`` is what stands before them.
+    What they do (``verbs``, see :class:`~.text.Traits`), how many they are and what stands before them (``head``) is
+    known after :meth:`look_through`.
     """
 
     def __init__(self, read: Callable[[], Iterator[bytes]], size: int) -> None:
@@ -161,16 +162,20 @@ class StoredStatements:
         self._size = size
         self.head: list[Any] = []
         self._count = 0
-        found = set()
-        for statement in self:
-            found.add(traits(statement.sql).verb)
-        self.verbs = frozenset(found)
+        self.verbs: frozenset[str] = frozenset()
+
+    def look_through(self, pieces: Iterator[bytes]) -> None:
+        """Decode all of it once."""
+        self.verbs = frozenset({traits(statement.sql).verb for statement in self._decode(pieces)})
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Statement]:
-        stream = _Stream(self._read())
+        return self._decode(self._read())
+
+    def _decode(self, pieces: Iterator[bytes]) -> Iterator[Statement]:
+        stream = _Stream(pieces)
         try:
             # The default is 100 MiB, which one BLOB may exceed.
             unpacker = msgpack.Unpacker(
@@ -226,25 +231,40 @@ class PartTable:
 
     def transaction(self, parted: Parted) -> Transaction:
         """Put a transaction together. Raises Incomplete."""
-        request = parted.request
+        statements = StoredStatements(lambda: self._pieces_again(parted), parted.size)
+        verified = self._verified(parted)
+        transaction: Transaction | MalformedEntry
+        try:
+            statements.look_through(verified)
+            transaction = make_transaction(statements.head, statements)
+        except MalformedEntry as error:
+            transaction = error
+        except (TypeError, ValueError) as error:
+            transaction = MalformedEntry(f"a transaction in parts cannot be decoded: {error}")
+        for _ in verified:  # what was not read yet
+            pass
+        if isinstance(transaction, MalformedEntry):
+            raise transaction
+        if transaction.request != parted.request:
+            raise Incomplete("its parts are those of another transaction")
+        return transaction
+
+    def _verified(self, parted: Parted) -> Iterator[bytes]:
+        """The parts, which this node must have kept as they were; raises Incomplete behind the last one."""
         digest, size = hashlib.sha256(), 0
-        for piece in self._pieces(parted):
-            digest.update(piece)
-            size += len(piece)
+        for number, (checksum, data) in enumerate(self._rows(parted)):
+            if checksum != _checksum(data):
+                # Unlike a missing part, this is no property of the log: other nodes find what was stored.
+                raise NodeFault(f"part {number} of a transaction is not what this node stored: its file is damaged")
+            digest.update(data)
+            size += len(data)
+            yield data
         if size != parted.size or digest.digest() != parted.sha256:
             raise Incomplete(
                 f"its parts are {size} bytes of other content than the {parted.size} that were announced"
             )
-        statements = StoredStatements(lambda: self._pieces_again(parted), parted.size)
-        try:
-            transaction = make_transaction(statements.head, statements)
-        except (TypeError, ValueError) as error:
-            raise MalformedEntry(f"a transaction in parts cannot be decoded: {error}") from error
-        if transaction.request != request:
-            raise Incomplete("its parts are those of another transaction")
-        return transaction
 
-    def _pieces(self, parted: Parted) -> Iterator[bytes]:
+    def _rows(self, parted: Parted) -> Iterator[tuple[bytes, bytes]]:
         for number in range(parted.pieces):
             # One row at a time: no statement stays open while those of the transaction run.
             rows: Any = self._connection.execute(
@@ -253,15 +273,12 @@ class PartTable:
             ).fetchall()
             if not rows:
                 raise Incomplete(f"part {number} of {parted.pieces} is not there")
-            checksum, data = rows[0]
-            if checksum != _checksum(data):
-                # Unlike the above, this is no property of the log: other nodes find what was stored.
-                raise NodeFault(f"part {number} of a transaction is not what this node stored: its file is damaged")
-            yield data
+            yield rows[0]
 
     def _pieces_again(self, parted: Parted) -> Iterator[bytes]:
         try:
-            yield from self._pieces(parted)
+            for _, data in self._rows(parted):
+                yield data
         except Incomplete as incomplete:
             # They were there a moment ago, in this very SQLite transaction.
             raise NodeFault(f"a transaction lost its parts while it was applied: {incomplete}") from incomplete

@@ -14,7 +14,6 @@ import pytest
 
 from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
-    DataError,
     LeaseTimeout,
     OperationalError,
     TransactionConflict,
@@ -25,11 +24,8 @@ from django_raftsqlite.node.attached import AttachedSession
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.registry import attach_node
 from django_raftsqlite.sqlite.entry import (
-    RequestId,
     Result,
     Statement,
-    Transaction,
-    encode_transaction,
     result_digest,
 )
 from django_raftsqlite.sqlite.errors import NodeFault, StatementError
@@ -181,9 +177,7 @@ def test_a_transaction_whose_base_is_gone_is_refused_by_apply(trio: Group) -> No
     base = session.base
     write(trio.nodes[trio.leader()], "INSERT INTO t VALUES (2, 'newer')")
 
-    def encode(request: RequestId, low_water: int) -> bytes:
-        return encode_transaction(Transaction(request, low_water, (sent,), base))
-
+    encode = node.encoder((sent,), base, {}, solo=False)
     with pytest.raises(TransactionConflict):
         node.settle(encode, solo=False, deadline=time.monotonic() + 5)
     trio.settle()
@@ -295,12 +289,6 @@ def test_a_node_that_cannot_apply_fails_alone_and_says_why(trio: Group, monkeypa
     trio.restart(victim)
     trio.settle()
     assert read(trio.nodes[victim], "SELECT id FROM t") == [(1,), (3,)]
-
-
-def test_a_transaction_that_is_too_big_is_refused_by_its_author(trio: Group) -> None:
-    with pytest.raises(DataError, match="beyond the limit"):
-        write(trio.nodes[0], "INSERT INTO t (x) VALUES (?)", b"x" * 20_000_000)
-    write(trio.nodes[0], "INSERT INTO t (x) VALUES (1)")
 
 
 @pytest.fixture

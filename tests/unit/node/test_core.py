@@ -11,6 +11,7 @@ from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt, Request, Requests
 from django_raftsqlite.raft.config import RaftView
 from django_raftsqlite.sqlite.entry import decode_entry
+from django_raftsqlite.sqlite.parts import Encoded
 
 MEMBERS = ("n1", "n2", "n3")
 
@@ -91,7 +92,9 @@ class Group:
         self, address: str, payload: bytes = b"tx", lease: bytes | None = None, *, sent: bool = False
     ) -> Attempt:
         """A request of ``address``, under way there; ``sent`` by an earlier host already."""
-        request = self.origins[address].create(lambda *_: payload, solo=False, lease=lease)
+        request = self.origins[address].create(
+            lambda *_: Encoded([payload], len(payload), b""), solo=False, lease=lease
+        )
         request.sent = sent
         return self.attempt(address, request)
 
