@@ -157,7 +157,7 @@ class Stream:
         read = self._read
         rows: list[Row] = []
         if read is not None:
-            clock.enter(read.clock, read.seed)
+            clock.enter(read.statement.clock, read.statement.seed)
         try:
             rows.extend(islice(self._raw, count))
         except Exception as error:
@@ -222,7 +222,7 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
     columns: Columns = ()
     reader.described[0] = ()
     if read is not None:
-        clock.enter(read.clock, read.seed)
+        clock.enter(read.statement.clock, read.statement.seed)
     try:
         try:
             raw.execute(sql, bindable(parameters))

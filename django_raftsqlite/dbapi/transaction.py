@@ -9,18 +9,15 @@ from typing import NamedTuple
 
 import apsw
 
-from ..exceptions import Error, HostLost, OperationalError, TransactionConflict, Unavailable
-from ..node.api import Node, WriteSession
+from ..exceptions import Error, HostLost, LeaseTimeout, TransactionConflict
+from ..node.api import LeaseLost, Moved, Node, WriteSession
 from ..sqlite.entry import Base, Parameters, Result, Statement, result_digest
 from ..sqlite.errors import StatementError
 from ..sqlite.tables import read_base
 from .errors import from_statement, operational
 from .readers import Readers
 from .reading import Reader, moment
-from .script import Read
-
-SCRIPT_LIMIT = 10_000
-"""Reads of one transaction that are remembered; beyond it, a write after a concurrent commit is a conflict."""
+from .script import Read, Script
 
 _STEP = 0x1E3779B97F4A7C15  # odd, so that all 2**63 seeds come before one comes again
 _LARGEST_SEED = 2**63 - 1
@@ -44,8 +41,10 @@ class Transaction:
     """One transaction of one Connection, used under its lock.
 
     It goes from *nothing happened* to a read *snapshot* (``reader`` set, ``base`` its identity) to a *write
-    session* (``session`` set; ``reader`` no longer in a transaction), and may skip the second. Invariants: the
-    ``script`` holds every read of the snapshot, in order; ``net`` holds what COMMIT sends and never a
+    session* (``session`` set; ``reader`` no longer in a transaction), and may skip the second. When the session loses
+    its place (the state moved, the lease was recalled, the leader or the host is another one), the transaction is
+    *rebased*: its script is run again on the newest state, and with the same answers it goes on. Invariants: the
+    ``script`` holds all that the application saw, in order; ``net`` holds what COMMIT sends and never a
     write that was rolled back; after ``lost`` was set nothing but a rollback is accepted; after ``over`` became
     true the Connection is in autocommit again and the lease is free; ``committed`` says that it changed the database.
 
@@ -65,9 +64,9 @@ class Transaction:
         self.over = False
         self.committed = False
         self.defer_foreign_keys = False
-        self._script: list[Read] = []
-        self._forgotten = 0
-        self._unrepeatable: str | None = None
+        self._script = Script()
+        self._pragmas: dict[str, int] = {}
+        self._reason = ""
         self._net: list[NetWrite] = []
         self._savepoints: list[Savepoint] = []
 
@@ -95,16 +94,11 @@ class Transaction:
 
     def record(self, sql: str, parameters: Parameters) -> Read:
         """The next read of the snapshot, as an item of the script."""
-        read = Read(sql, parameters, *self._moment())
-        if len(self._script) < SCRIPT_LIMIT:
-            self._script.append(read)
-        else:
-            self._forgotten += 1
-        return read
+        return self._script.read(Statement(sql, parameters, *self._moment()))
 
     def record_unrepeatable(self, sql: str) -> None:
         """A read that no other connection can run: it used temporary or attached tables."""
-        self._unrepeatable = self._unrepeatable or sql
+        self._script.unrepeatable(sql, "used temporary or attached tables, and cannot be checked again")
 
     def _close_snapshot(self, *, undo: bool = False) -> None:
         reader, self.reader = self.reader, None
@@ -126,62 +120,111 @@ class Transaction:
         if self.session is not None:
             return
         self._readers.drain()
-        session = self._node.begin(dict(pragmas), reason=reason, timeout=self._timeout, nowait=nowait)
+        self._pragmas, self._reason = dict(pragmas), reason
+        deadline = time.monotonic() + self._timeout
+        session = self._begin(deadline, nowait=nowait)
         try:
             if self.base is not None and session.base != self.base:
-                self._read_again(session)
-            if self.defer_foreign_keys:
-                self._net.append(NetWrite(_run(session, "PRAGMA defer_foreign_keys = 1"), undone=False))
-            for place, savepoint in enumerate(self._savepoints):
-                _run(session, f"SAVEPOINT {_quoted(savepoint.name)}")
-                self._savepoints[place] = savepoint._replace(mark=len(self._net))
+                session = self._run_again(session, deadline)
+            else:
+                session = self._open_savepoints(session, deadline)
         except BaseException as error:
             session.rollback()
             if isinstance(error, TransactionConflict):
                 self._lose(error)
             raise
         self.session = session
+        for place, savepoint in enumerate(self._savepoints):
+            self._savepoints[place] = savepoint._replace(mark=len(self._net))
         self._close_snapshot()
+        if self.defer_foreign_keys:
+            self.execute("PRAGMA defer_foreign_keys = 1", None, writes=True, undone=False)
 
-    def _read_again(self, session: WriteSession) -> None:
-        """Run the script on the session and compare. Raises TransactionConflict naming what changed."""
-        if self._unrepeatable is not None:
-            raise _conflict(self._unrepeatable, "used temporary or attached tables, and cannot be checked again")
-        if self._forgotten:
-            raise _conflict(
-                self._script[-1].sql, f"is read {SCRIPT_LIMIT} of this transaction, and no more can be checked again"
-            )
-        for read in self._script:
+    def _begin(self, deadline: float, *, nowait: bool = False) -> WriteSession:
+        timeout = max(deadline - time.monotonic(), 0.0)
+        while True:
             try:
-                result = session.execute(Statement(read.sql, read.parameters, read.clock, read.seed))
-            except StatementError as error:
-                same = read.same_failure(error)
-            else:
-                same = read.same_rows(result.rows)
-            if not same:
-                raise _conflict(read.sql, "would be answered differently now")
+                return self._node.begin(self._pragmas, reason=self._reason, timeout=timeout, nowait=nowait)
+            except LeaseLost:
+                if time.monotonic() >= deadline:
+                    raise LeaseTimeout("database is locked: the write lease was lost again and again") from None
+
+    def _open_savepoints(self, session: WriteSession, deadline: float) -> WriteSession:
+        try:
+            session.repeat([_savepoint(savepoint.name) for savepoint in self._savepoints])
+        except (Moved, LeaseLost, HostLost) as error:
+            return self._run_again(session, deadline, error)
+        return session
+
+    def _run_again(self, session: WriteSession, deadline: float, cause: Exception | None = None) -> WriteSession:
+        """Run the script on the session, or, if that has lost its place (``cause``), on one that has one.
+
+        Raises TransactionConflict: the answers are others now, or the lease is not to be had in time.
+        """
+        while True:
+            try:
+                if isinstance(cause, Moved):
+                    session.resume()
+                elif cause is not None:
+                    session.rollback()
+                    session = self._begin(deadline)
+                self._script.check(session)
+            except (Moved, LeaseLost, HostLost) as error:
+                cause = error
+                if time.monotonic() < deadline:
+                    continue
+                session.rollback()
+                raise _not_in_time(error) from error
+            except BaseException as error:
+                session.rollback()
+                if isinstance(error, LeaseTimeout):
+                    raise _not_in_time(error) from error
+                raise
+            return session
+
+    def _rebase(self, cause: Exception) -> None:
+        """The session lost its place. Raises what ends the transaction."""
+        assert self.session is not None
+        session, self.session = self.session, None
+        try:
+            self.session = self._run_again(session, time.monotonic() + self._timeout, cause)
+        except Error as error:
+            self._lose(error)
+            raise
 
     def execute(self, sql: str, parameters: Parameters, *, writes: bool, undone: bool = True) -> Result:
         """Run a statement on the session. Raises PEP 249's exceptions; see ``over`` and ``lost`` afterwards."""
-        assert self.session is not None
         statement = Statement(sql, parameters, *self._moment())
+        result: Result | None = None
+        error: StatementError | None = None
         try:
-            result = self.session.execute(statement)
-        except StatementError as error:
+            result = self._run(statement)
+        except StatementError as raised:
+            error = raised
+        expected = statement._replace(expect=result_digest(error.code if error else 0, result))
+        if writes:
+            self._script.step(expected)
+            # OR FAIL and RAISE(FAIL) keep the rows before the one that failed. Whether there were any need not be
+            # known: a statement that kept nothing fails on every node alike and changes nothing.
+            if error is None or error.code & 0xFF == apsw.SQLITE_CONSTRAINT:
+                self._net.append(NetWrite(expected, undone))
+        else:
+            self._script.read(statement).end(result, error)
+        if result is None:
+            assert error is not None
+            assert self.session is not None
             if not self.session.in_transaction:
                 self._end()
-            elif writes and error.code & 0xFF == apsw.SQLITE_CONSTRAINT:
-                # OR FAIL and RAISE(FAIL) keep the rows before the one that failed. Whether there were any need not
-                # be known: a statement that kept nothing fails on every node alike and changes nothing.
-                expect = result_digest(error.code, None)
-                self._net.append(NetWrite(statement._replace(expect=expect), undone))
             raise from_statement(error) from error
-        except (TransactionConflict, HostLost, Unavailable) as error:
-            self._lose(error)
-            raise
-        if writes:
-            self._net.append(NetWrite(statement._replace(expect=result_digest(0, result)), undone))
         return result
+
+    def _run(self, statement: Statement) -> Result:
+        while True:
+            assert self.session is not None
+            try:
+                return self.session.execute(statement)
+            except (Moved, LeaseLost, HostLost) as error:
+                self._rebase(error)
 
     # ---- savepoints
 
@@ -192,8 +235,7 @@ class Transaction:
 
     def savepoint(self, name: str) -> None:
         """SAVEPOINT; virtual until there is a session."""
-        if self.session is not None:
-            self.execute(f"SAVEPOINT {_quoted(name)}", None, writes=False)
+        self._control(f"SAVEPOINT {_quoted(name)}")
         self._savepoints.append(Savepoint(name.lower(), len(self._net)))
 
     def release(self, name: str) -> None:
@@ -202,18 +244,22 @@ class Transaction:
         if self._implicit and place == 0:
             self.commit()
             return
-        if self.session is not None:
-            self.execute(f"RELEASE {_quoted(name)}", None, writes=False)
+        self._control(f"RELEASE {_quoted(name)}")
         del self._savepoints[place:]
 
     def rollback_to(self, name: str) -> None:
         """ROLLBACK TO: its net writes are dropped, its reads stay in the script; it remains open."""
         place = self._place(name)
-        if self.session is not None:
-            self.execute(f"ROLLBACK TO {_quoted(name)}", None, writes=False)
+        self._control(f"ROLLBACK TO {_quoted(name)}")
         mark = self._savepoints[place].mark
         self._net[mark:] = [write for write in self._net[mark:] if not write.undone]
         del self._savepoints[place + 1 :]
+
+    def _control(self, sql: str) -> None:
+        if self.session is not None:
+            self.execute(sql, None, writes=False)
+        else:
+            self._script.read(Statement(sql, None, *self._moment())).end(Result(), None)
 
     def _place(self, name: str) -> int:
         folded = name.lower()
@@ -227,13 +273,13 @@ class Transaction:
     def commit(self) -> None:
         """COMMIT. The transaction is over, except after the IntegrityError of an open deferred foreign key."""
         self.check()
-        session = self.session
-        if session is not None and any(write.undone for write in self._net):
+        if self.session is not None and any(write.undone for write in self._net):
+            statements = [write.statement for write in self._net]
             try:
-                session.commit([write.statement for write in self._net], timeout=self._timeout)
+                self._commit(statements)
                 self.committed = True
             except StatementError as error:
-                if not session.in_transaction:
+                if self.session is None or not self.session.in_transaction:
                     self._end()
                 raise from_statement(error) from error
             except BaseException:
@@ -241,11 +287,24 @@ class Transaction:
                 raise
         self._end()
 
+    def _commit(self, statements: list[Statement]) -> None:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            assert self.session is not None
+            try:
+                self.session.commit(statements, timeout=self._timeout)
+            except (Moved, LeaseLost, HostLost) as error:
+                if time.monotonic() >= deadline:
+                    raise _not_in_time(error) from error
+                self._rebase(error)
+            else:
+                return
+
     def rollback(self) -> None:
         """ROLLBACK, which always works."""
         self._end(undo=True)
 
-    def _lose(self, error: OperationalError) -> None:
+    def _lose(self, error: Error) -> None:
         self.lost = error
         if self.session is not None:
             self.session.rollback()
@@ -258,19 +317,16 @@ class Transaction:
         self._close_snapshot(undo=undo)
 
 
-def _run(session: WriteSession, sql: str) -> Statement:
-    statement = Statement(sql, None, *moment())
-    result = session.execute(statement)
-    return statement._replace(expect=result_digest(0, result))
+def _savepoint(name: str) -> Statement:
+    return Statement(f"SAVEPOINT {_quoted(name)}", None, *moment())
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _conflict(sql: str, why: str) -> TransactionConflict:
-    shown = sql if len(sql) <= 200 else sql[:197] + "..."
+def _not_in_time(error: Exception) -> TransactionConflict:
     return TransactionConflict(
-        f"another transaction was committed since this one began, and a statement of it {why}: {shown!r};"
-        " the transaction was rolled back and can be retried as a whole"
+        f"the transaction was rolled back: it lost its place ({error}) and did not get the write lease again in time;"
+        " nothing of it was committed and it can be retried as a whole"
     )

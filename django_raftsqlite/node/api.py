@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..sqlite.entry import Base, Outcome, Result, Statement
+from ..sqlite.errors import StatementError
 from ..sqlite.functions import Registrar
 from ..sqlite.readers import ReaderPool
 from .requests import Request
@@ -56,11 +57,20 @@ class NodeConfig:
         return self.name.with_name(self.name.name + ".raft")
 
 
-class WriteSession(Protocol):
-    """An interactive transaction that holds the write lease, working on scratch.
+class Moved(Exception):
+    """What lay below a transaction on scratch was applied: it is to :meth:`~WriteSession.resume` and be run again."""
 
-    Used by one thread at a time. After :meth:`commit` or :meth:`rollback`, or after any of its methods
-    raised TransactionConflict, HostLost or Unavailable, the session is over and its lease is free.
+
+class LeaseLost(Exception):
+    """A transaction lost its place on scratch; the text says why. It is to begin a new session and be run again."""
+
+
+class WriteSession(Protocol):
+    """An interactive transaction that has the write lease, working on scratch.
+
+    Used by one thread at a time. Nothing of it is committed before :meth:`commit` returns. After :meth:`commit` or
+    :meth:`rollback`, or after any of its methods raised LeaseLost, HostLost or Unavailable, the session is over.
+    After Moved nothing of the transaction is on scratch, and :meth:`resume` begins it again under the same lease.
     """
 
     @property
@@ -70,24 +80,27 @@ class WriteSession(Protocol):
     def execute(self, statement: Statement) -> Result:
         """Run on scratch (reads, writes and SAVEPOINT commands alike).
 
-        Raises StatementError (the statement's own; the transaction goes on), TransactionConflict (the
-        lease was lost), HostLost (the process with the scratch ended: nothing of the transaction was committed, and
-        another may be begun at once).
+        Raises StatementError (the statement's own; the transaction goes on), Moved, LeaseLost, HostLost (the process
+        with the scratch ended, and another session may be begun at once).
         """
+
+    def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
+        """Run statements that were run before, and give what each of them gave. Raises Moved, LeaseLost, HostLost."""
+
+    def resume(self) -> None:
+        """After Moved: begin again on the newest state; ``base`` names it. Raises LeaseLost, HostLost."""
 
     @property
     def in_transaction(self) -> bool:
         """False when SQLite itself ended the transaction (OR ROLLBACK, RAISE(ROLLBACK))."""
 
-    def total_changes(self) -> int:
-        """SQLite's counter on scratch: it moves when a failed statement kept rows (OR FAIL)."""
-
     def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
         """Replicate the net writes with this session's base, and return when they are applied here.
 
         An open deferred foreign key raises StatementError (SQLITE_CONSTRAINT_FOREIGNKEY) and leaves the
-        session open. Else the session is over; raises TransactionConflict, Unavailable, LeaseTimeout (surely not
-        committed) or CommitOutcomeUnknown. A host that ends meanwhile is replaced: never raises HostLost.
+        session open; so does Moved. Else the session is over; raises LeaseLost (its base is gone: surely not
+        committed), Unavailable, LeaseTimeout (surely not committed) or CommitOutcomeUnknown. A host that ends
+        meanwhile is replaced: never raises HostLost.
         """
 
     def rollback(self) -> None:
@@ -145,11 +158,14 @@ class BackendSession(Protocol):
     def execute(self, statement: Statement) -> Result:
         """See WriteSession."""
 
-    @property
-    def in_transaction(self) -> bool:
+    def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
         """See WriteSession."""
 
-    def total_changes(self) -> int:
+    def resume(self) -> None:
+        """See WriteSession."""
+
+    @property
+    def in_transaction(self) -> bool:
         """See WriteSession."""
 
     def seal(self) -> None:
@@ -163,7 +179,7 @@ class BackendSession(Protocol):
         """Have the request, whose ``lease`` is this session's claim, executed; as :meth:`Backend.execute`.
 
         An open deferred foreign key raises StatementError (SQLITE_CONSTRAINT_FOREIGNKEY) before anything is sent,
-        and leaves the session open. Else the session is over.
+        and leaves the session open; so does Moved. Else the session is over.
         """
 
     def rollback(self) -> None:
@@ -194,7 +210,7 @@ class Backend(Protocol):
         """Have the request applied exactly once, however often and through however many hosts it is sent.
 
         Returns its outcome when this node knows it. Raises, all of them only when it was surely not executed:
-        Unavailable, LeaseTimeout, TransactionConflict, DataError, OriginClosed; CommitOutcomeUnknown when the time
+        Unavailable, LeaseTimeout, LeaseLost, DataError, OriginClosed; CommitOutcomeUnknown when the time
         is up; HostLost, and then ``request.sent`` says whether it may have been executed.
         """
 

@@ -150,8 +150,10 @@ class Applier:
         give_up = time.monotonic() + RETRY_FOR
         while True:
             try:
-                with self._lane.apply():
-                    return self._machine.apply(index, term, payload)
+                with self._lane.apply() as settled:
+                    outcomes = self._machine.apply(index, term, payload)
+                    settled(outcomes)
+                    return outcomes
             except NodeFault as fault:
                 if not fault.retry or time.monotonic() > give_up or self._stopping:
                     raise

@@ -7,14 +7,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import __version__
-from ..exceptions import HostLost, OperationalError, TransactionConflict
-from ..sqlite.entry import Base, Outcome, Result, Statement, decode_outcome, decode_result
+from ..exceptions import HostLost, OperationalError
+from ..sqlite.entry import Base, Outcome, Result, Statement, decode_outcome
+from ..sqlite.errors import StatementError
 from . import socketpath, wire
-from .api import NodeConfig
+from .api import LeaseLost, NodeConfig
 from .requests import Request
 
 CONNECT_TIMEOUT = 2.0
@@ -225,28 +226,32 @@ class AttachedSession:
         self._node = node
         self._socket: socket.socket | None = sock
         self._in_transaction = True
-        self._total_changes = 0
         self.base = base
         self.claim = claim
 
     def execute(self, statement: Statement) -> Result:
         """See BackendSession."""
-        message = ["run", wire.encode_statement(statement)]
-        error, result, self._in_transaction, self._total_changes = self._converse(message, None)
-        if error is not None:
-            raise wire.decode_error(error)
-        decoded = decode_result(result)
-        assert decoded is not None
-        return decoded
+        (result,) = self.repeat([statement])
+        if isinstance(result, StatementError):
+            raise result
+        return result
+
+    def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
+        """See BackendSession."""
+        message = ["run", [wire.encode_statement(statement) for statement in statements]]
+        results, self._in_transaction = self._converse(message, None)
+        return [wire.decode_ran(result) for result in results]
+
+    def resume(self) -> None:
+        """See BackendSession."""
+        timeout = self._node.config.timeout
+        self.base = Base(*self._converse(["resume"], timeout))
+        self._in_transaction = True
 
     @property
     def in_transaction(self) -> bool:
         """See BackendSession."""
         return self._in_transaction
-
-    def total_changes(self) -> int:
-        """See BackendSession."""
-        return self._total_changes
 
     def seal(self) -> None:
         """See BackendSession."""
@@ -265,7 +270,7 @@ class AttachedSession:
             self._in_transaction = False
             self._release()
             raise
-        if error is not None:  # of a deferred foreign key: found on scratch, nothing was sent
+        if error is not None:  # an open foreign key, or it was moved: nothing was sent
             request.sent = before
             raise wire.decode_error(error)
         self._in_transaction = False
@@ -281,7 +286,7 @@ class AttachedSession:
 
     def _converse(self, message: list[Any], timeout: float | None) -> Any:
         if self._socket is None:
-            raise TransactionConflict("the transaction is over")
+            raise LeaseLost("the transaction is over")
         return self._node._converse(self._socket, message, timeout)
 
     def _release(self) -> None:

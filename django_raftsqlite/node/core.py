@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgpack
@@ -67,33 +68,40 @@ class RaftPort(Protocol):
     def read_index(self, done: Callable[[int | None], None]) -> None: ...
 
 
+class LeasePort(Protocol):
+    """The node's own queue for the write lease (:class:`~.turns.Turns`). Called on the loop thread."""
+
+    def granted(self, claim: bytes, index: int) -> bool:
+        """The lease is the node's, good from log index ``index`` on; False when it is not wanted any more."""
+
+    def refused(self, claim: bytes, reason: str, text: str) -> None:
+        """The claim was refused ("locked"), or the lease taken away ("revoked")."""
+
+    def wanted_by_others(self, claim: bytes, run: float) -> bool:
+        """Others wait: no transaction may be begun after ``run`` seconds. True: the lease is given back now."""
+
+    def held(self, who: str) -> None:
+        """Who holds the lease for which this node waits."""
+
+    def who(self) -> str | None:
+        """The transaction at work on this node, for messages; None when there is none."""
+
+    def spare(self) -> bytes | None:
+        """The claim of a lease under which nothing is at work, and which is given back herewith."""
+
+    def unsure(self) -> bool:
+        """The leader, or the session to it, is a new one, which may know nothing of the lease. False: nothing is at
+        work under it or waits for it, so it need not be asked for again."""
+
+
+@dataclass(slots=True)
 class Claim:
-    """This node's wish for the write lease, or its hold on it.
+    """The node's wish for the write lease, or its hold on it."""
 
-    ``granted`` is called with the log index from which on the lease is good; ``refused`` with a :class:`Refused`,
-    also when a lease that was granted is lost. Both on the loop thread.
-    """
-
-    __slots__ = ("deadline", "granted", "id", "index", "nowait", "refused", "sent_to", "who")
-
-    def __init__(
-        self,
-        claim: bytes,
-        *,
-        who: str,
-        deadline: float,
-        nowait: bool,
-        granted: Callable[[int], object],
-        refused: Callable[[Refused], None],
-    ) -> None:
-        self.id = claim
-        self.who = who
-        self.deadline = deadline
-        self.nowait = nowait
-        self.granted = granted
-        self.refused = refused
-        self.index: int | None = None
-        self.sent_to: tuple[str, int] | None = None
+    id: bytes
+    who: str
+    nowait: bool
+    sent_to: tuple[str, int] | None = None
 
 
 class Core:
@@ -112,6 +120,7 @@ class Core:
         address: str,
         raft: RaftPort,
         requests: Requests,
+        lease: LeasePort,
         *,
         lease_timeout: float | None,
         clock: Callable[[], float],
@@ -122,12 +131,13 @@ class Core:
         self._address = address
         self._raft = raft
         self._requests = requests
+        self._lease = lease
         self._clock = clock
         self._wall = wall
         self._progress = progress
         self._room = room
         self._openings: list[Opening] = []
-        self._claims: dict[bytes, Claim] = {}
+        self._claim: Claim | None = None
         self._waiting_barriers: list[Callable[[int | None], None]] = []
         self._flying_barriers: list[Callable[[int | None], None]] = []
         self._barrier_sent = 0.0
@@ -149,6 +159,8 @@ class Core:
             "node.refused": self._on_refused,
             "node.release": self._on_release,
             "node.touch": self._on_touch,
+            "node.wanted": self._on_wanted,
+            "node.held": self._on_held,
             "node.barrier": self._on_barrier,
             "node.barrier_ok": self._on_barrier_ok,
             "node.progress": self._on_progress,
@@ -162,9 +174,8 @@ class Core:
         if refused is not None:
             self._requests.refuse(attempt, refused)
             return
-        lease = attempt.request.lease
-        if lease is not None and attempt.request.kind is not ItemKind.PART:
-            self._claims.pop(lease, None)  # the lease ends with its COMMIT
+        if attempt.request.lease is None:
+            self._give_back(self._lease.spare())  # ahead of the write, which would wait for it
         self._send_request(attempt)
 
     def open_origin(self, opening: Opening) -> None:
@@ -186,24 +197,34 @@ class Core:
         self._take_openings(origin)
         self._to_leader({"type": "node.submit", "id": b"", "kind": ItemKind.CLOSE_ORIGIN, "data": origin})
 
-    def claim(self, claim: Claim) -> None:
+    def claim(self, claim: bytes, who: str, *, nowait: bool) -> None:
         """Ask for the write lease."""
         refused = self._ended()
         if refused is not None:
-            claim.refused(refused)
+            self._lease.refused(claim, refused.reason, str(refused))
             return
-        self._claims[claim.id] = claim
-        self._send_claim(claim)
+        self._claim = Claim(claim, who, nowait)
+        self._send_claim()
 
     def release(self, claim: bytes) -> None:
         """Give the lease back, or stop waiting for it; harmless when it is gone."""
-        self._claims.pop(claim, None)
+        if self._claim is not None and self._claim.id == claim:
+            self._claim = None
         self._to_leader({"type": "node.release", "lease": claim})
 
-    def touch(self, claim: bytes) -> None:
-        """The holder is at work."""
-        if claim in self._claims:
-            self._to_leader({"type": "node.touch", "lease": claim})
+    def _give_back(self, claim: bytes | None) -> None:
+        if claim is not None:
+            self.release(claim)
+
+    def touch(self) -> None:
+        """Tell the leader that this node is alive, and who is at work."""
+        if self._claim is not None:
+            self._say_who(self._claim, busy=False)
+
+    def _say_who(self, claim: Claim, *, busy: bool) -> None:
+        who = self._lease.who()
+        message = {"type": "node.touch", "lease": claim.id, "who": who or claim.who, "busy": busy and who is not None}
+        self._to_leader(message)
 
     def barrier(self, done: Callable[[int | None], None]) -> None:
         """ReadIndex: ``done(index)`` once a quorum confirmed the leader; never called while there is none, but
@@ -245,9 +266,9 @@ class Core:
         for opening in self._openings:
             opening.set(Refused(why, reason))
         self._openings.clear()
-        for claim in list(self._claims.values()):
-            del self._claims[claim.id]
-            claim.refused(Refused(why, reason))
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            self._lease.refused(claim.id, why, reason)
 
     # What happens -----------------------------------------------------------------------------------------
 
@@ -264,6 +285,8 @@ class Core:
         session = view.leader in view.connected and view.leader not in before.connected
         if moved or session or (view.established and not before.established):
             self._session += 1
+            if self._claim is not None and not self._lease.unsure():
+                self._claim = None
             self._resend()
         self._pump()
 
@@ -353,19 +376,13 @@ class Core:
         self._openings = [opening for opening in self._openings if opening.origin != origin]
         return taken
 
-    def _send_claim(self, claim: Claim) -> None:
-        target = (self._view.leader or "", self._session)
-        if self._view.leader is None or claim.index is not None or claim.sent_to == target:
+    def _send_claim(self) -> None:
+        claim, target = self._claim, (self._view.leader or "", self._session)
+        if claim is None or self._view.leader is None or claim.sent_to == target:
             return
         claim.sent_to = target
-        message = {
-            "type": "node.lease",
-            "lease": claim.id,
-            "who": claim.who,
-            "nowait": claim.nowait,
-            "budget": max(claim.deadline - self._clock(), 0.0),
-        }
-        if not self._to_leader(message):
+        message = {"type": "node.lease", "lease": claim.id, "who": claim.who, "nowait": claim.nowait}
+        if not self._to_leader(message) and self._claim is claim:
             claim.sent_to = None
 
     def _send_barriers(self) -> None:
@@ -393,8 +410,7 @@ class Core:
             self._send_opening(opening)
         for attempt in self._requests.open():
             self._send_request(attempt)
-        for claim in list(self._claims.values()):
-            self._send_claim(claim)
+        self._send_claim()
         if self._flying_barriers and self._clock() - self._barrier_sent >= RESEND_INTERVAL:
             self._land_barriers(None)
         self._send_barriers()
@@ -418,6 +434,18 @@ class Core:
             message = {"type": "node.granted", "lease": lease.id, "index": self._raft.view.last_index}
             if not self._answer(lease.source, message):
                 self.sequencer.release(lease.id)
+        self._ask_back()
+
+    def _ask_back(self) -> None:
+        holder = self.sequencer.wanted(self._clock())
+        if holder is not None:
+            run = holder.run(self._clock())
+            self._answer(holder.source, {"type": "node.wanted", "lease": holder.id, "run": run})
+            self._tell_who_holds(holder)
+
+    def _tell_who_holds(self, holder: Lease) -> None:
+        for waiting in self.sequencer.waiting():
+            self._answer(waiting.source, {"type": "node.held", "who": holder.who})
 
     def _answer(self, source: str, message: Message) -> bool:
         if source == self._address:
@@ -457,10 +485,7 @@ class Core:
         if message["lease"] is None:
             self.sequencer.submit(write)
         else:
-            whole = kind is not ItemKind.PART
-            if not whole:
-                self.sequencer.touch(message["lease"], self._clock())
-            refusal = self.sequencer.commit(message["lease"], write, again=message["again"], ends=whole)
+            refusal = self.sequencer.commit(message["lease"], write, again=message["again"])
             if refusal is not None:
                 self._refuse(refusal)
         self._pump()
@@ -468,11 +493,12 @@ class Core:
     def _on_lease(self, peer: str, message: Message) -> None:
         if self._view.role != "leader":
             return
-        deadline = self._clock() + message["budget"]
-        lease = Lease(message["lease"], peer, deadline, message["who"])
-        refusal = self.sequencer.request_lease(lease, nowait=message["nowait"])
+        refusal = self.sequencer.request_lease(Lease(message["lease"], peer, message["who"], message["nowait"]))
         if refusal is not None:
             self._refuse(refusal)
+        holder = self.sequencer.holder
+        if holder is not None and holder.asked and holder.source != peer:
+            self._answer(peer, {"type": "node.held", "who": holder.who})
         self._pump()
 
     def _on_release(self, _peer: str, message: Message) -> None:
@@ -480,7 +506,13 @@ class Core:
         self._pump()
 
     def _on_touch(self, _peer: str, message: Message) -> None:
-        self.sequencer.touch(message["lease"], self._clock())
+        if not self.sequencer.touch(message["lease"], message["who"], self._clock()):
+            return
+        if message["busy"]:
+            for refusal in self.sequencer.busy():
+                self._refuse(refusal)
+        if self.sequencer.holder is not None:
+            self._tell_who_holds(self.sequencer.holder)
 
     def _on_barrier(self, peer: str, message: Message) -> None:
         number = message["number"]
@@ -496,19 +528,28 @@ class Core:
     # From the leader --------------------------------------------------------------------------------------
 
     def _on_granted(self, _peer: str, message: Message) -> None:
-        claim = self._claims.get(message["lease"])
-        if claim is None:  # given up in the meantime
+        claim = self._claim
+        if claim is None or claim.id != message["lease"] or not self._lease.granted(claim.id, message["index"]):
             self._to_leader({"type": "node.release", "lease": message["lease"]})
-        elif claim.index is None:
-            claim.index = message["index"]
-            claim.granted(message["index"])
+
+    def _on_wanted(self, _peer: str, message: Message) -> None:
+        claim = self._claim
+        if claim is not None and claim.id == message["lease"]:
+            if self._lease.wanted_by_others(claim.id, float(message["run"])):
+                self.release(claim.id)
+            else:
+                self._say_who(claim, busy=True)
+
+    def _on_held(self, _peer: str, message: Message) -> None:
+        self._lease.held(str(message["who"]))
 
     def _on_refused(self, peer: str, message: Message) -> None:
         refused = Refused(message["reason"], message["text"])
         subject = message["subject"]
-        claim = self._claims.pop(subject, None)
-        if claim is not None:
-            claim.refused(refused)
+        claim = self._claim
+        if claim is not None and claim.id == subject:
+            self._claim = None
+            self._lease.refused(subject, refused.reason, str(refused))
             return
         if len(subject) == 17:
             for opening in self._take_openings(subject[1:]):

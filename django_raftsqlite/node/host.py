@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from ..exceptions import Error, HostLost, OperationalError, Unavailable
+from ..exceptions import Error, HostLost, LeaseTimeout, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
-from ..sqlite.entry import Base, Outcome, Status
-from ..sqlite.errors import NodeFault
+from ..sqlite.entry import Outcome, Status
 from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
 from . import fingerprint
-from .api import NodeConfig
+from .api import LeaseLost, NodeConfig
 from .applier import Applier, Outcomes
-from .core import Claim, Core, Message, Opening, Refused
+from .core import Core, Message, Opening, Refused
 from .facts import handshake_facts
-from .lane import Occupant, ScratchLane
+from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
+from .turns import Lost, Turn, Turns
 from .verdicts import of_refusal, unavailable, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -67,6 +65,11 @@ class HostedNode:
                 f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
                 "would not have them. Begin the group with no file there, and load the data into it with loaddata"
             )
+        self._turns = Turns(
+            ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
+            give_back=lambda claim: self._driver.call(self._core.release, claim),
+            interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108 - there is no lane yet
+        )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
             machine, self._lane, name=config.name.name, settled=self._on_outcomes, failed=self._fail
@@ -89,6 +92,7 @@ class HostedNode:
             config.address,
             self._driver,
             self._requests,
+            self._turns,
             lease_timeout=config.lease_timeout,
             clock=time.monotonic,
             wall=lambda: time.time_ns() // 1_000_000,
@@ -146,10 +150,14 @@ class HostedNode:
 
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
+        return self._execute(request, timeout=timeout, sent=lambda: None)
+
+    def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
         attempt = Attempt(request, time.monotonic() + timeout)
         self._requests.add(attempt)
         try:
             self._driver.call(self._core.submit, attempt)
+            sent()
             settlement = attempt.wait(timeout + ANSWER_GRACE)
         finally:
             attempt.give_up()
@@ -177,55 +185,31 @@ class HostedNode:
     ) -> LocalSession:
         """:meth:`begin` on behalf of an attached process."""
         deadline = time.monotonic() + timeout
-        answer: Latch[int | Refused] = Latch()
-        occupant = Occupant(secrets.token_bytes(16))
-
-        def refused(refusal: Refused) -> None:
-            if not answer.set(refusal):
-                occupant.lost = occupant.lost or str(refusal)
-                self._lane.lose(occupant)
-
-        claim = Claim(
-            occupant.claim,
-            who=f"node {self.config.address}, process {pid}: {' '.join(reason.split())[:120]}",
-            deadline=deadline,
-            nowait=nowait,
-            granted=answer.set,
-            refused=refused,
-        )
-        self._driver.call(self._core.claim, claim)
-        granted = answer.wait(deadline + ANSWER_GRACE - time.monotonic())
+        turn = Turn(f"node {self.config.address}, process {pid}", reason, nowait=nowait)
+        self._turns.take(turn)
+        granted = turn.wait(timeout)
         try:
             if granted is None:
-                raise self._unavailable("the write lease was not granted")
-            if isinstance(granted, Refused):
+                raise self._not_granted(turn)
+            if isinstance(granted, Lost):
                 raise self._refused(granted)
             if not self._applied.wait(granted, deadline):
                 raise Unavailable(f"this node has not applied the newest writes within {timeout:g} s", "too slow")
-            base = self._enter(occupant, pragmas)
+            return LocalSession(
+                self._lane, self._turns, turn, pragmas, execute=self._execute, timeout=self.config.timeout
+            )
         except BaseException:
-            self.release(occupant.claim)
-            raise
-        return LocalSession(
-            self._lane,
-            occupant,
-            base,
-            commit=self._commit,
-            release=partial(self.release, occupant.claim),
-        )
-
-    def _commit(self, request: Request, timeout: float) -> Outcome:
-        """Replicate a session's net writes; its lease ends with them."""
-        try:
-            return self.execute(request, timeout=timeout)
-        except BaseException:
-            assert request.lease is not None
-            self.release(request.lease)
+            self._lane.leave(turn)
+            self._turns.finish(turn)
             raise
 
-    def release(self, claim: bytes) -> None:
-        """Give a lease up; any thread."""
-        self._driver.call(self._core.release, claim)
+    def _not_granted(self, turn: Turn) -> Error:
+        holder = self._turns.leave(turn)
+        view = self._view
+        reachable = view.leader == self.config.address or view.leader in view.connected
+        if holder is None or not reachable:
+            return self._unavailable("the write lease was not granted")
+        return LeaseTimeout(f"database is locked: the write lease is held by {holder}")
 
     def read_barrier(self, *, timeout: float) -> None:
         """See Backend."""
@@ -273,7 +257,7 @@ class HostedNode:
             fingerprint.keep(self.config.name, self.config.folder)
         self._lock.release()
 
-    def _refused(self, refused: Refused) -> Error:
+    def _refused(self, refused: Refused | Lost) -> Error | LeaseLost:
         return of_refusal(refused, self._view, len(self.config.peers))
 
     def _unavailable(self, what: str) -> Unavailable:
@@ -305,19 +289,27 @@ class HostedNode:
             return
         self._core.tick()
         now = time.monotonic()
-        occupant = self._lane.occupant
-        if occupant is not None and (occupant.busy or now - occupant.used < 2 * TICK):
-            self._core.touch(occupant.claim)
+        if self._turns.wanted:
+            self._look_for_idleness(now)
+            self._core.touch()
         if now - self._expired > EXPIRE_EVERY:
             self._expired = now
             if self._applier.state.counts["origins"] > ORIGINS_KEPT:
                 self._core.expire_origins()
         self._driver.loop.call_later(TICK, self._tick)
 
+    def _look_for_idleness(self, now: float) -> None:
+        """A transaction that does nothing while others wait loses its turn; it may be run again."""
+        turn, limit = self._turns.holder, self.config.lease_timeout
+        if turn is None or limit is None or turn.busy or self._lane.turn is not turn or now - turn.used < limit:
+            return
+        self._turns.take_away(
+            turn, f"it was idle for {now - turn.used:.1f} s while others waited for the write lease"
+        )
+
     def _status(self) -> dict[str, Any]:
         view = self._driver.view
         state = self._applier.state
-        holder = self._core.sequencer.holder
         return {
             "node": self.config.address,
             "name": str(self.config.name),
@@ -334,10 +326,18 @@ class HostedNode:
             "digest": state.digest.hex(),
             "members": [self._member(address, view) for address in self.config.peers],
             "host": {"pid": os.getpid()},
-            "lease": None if holder is None else holder.who,
-            "waiting": len(self._core.sequencer),
+            "lease": self._at_work(),
+            "waiting": len(self._core.sequencer) + len(self._turns),
             **state.counts,
         }
+
+    def _at_work(self) -> str | None:
+        """The transaction that has its turn, as far as this node knows; the leader's word is half a second old."""
+        holder = self._core.sequencer.holder
+        if self._turns.holder is not None or holder is None or holder.source == self.config.address:
+            return self._turns.who()
+        told: str | None = self._core.peers.get(holder.source, {}).get("turn")
+        return told
 
     def _member(self, address: str, view: RaftView) -> dict[str, Any]:
         """A member as this node knows it; its own words about itself are up to half a second old."""
@@ -364,6 +364,7 @@ class HostedNode:
             "version": state.base.version,
             "digest": state.digest.hex(),
             "failed": self.failed,
+            "turn": self._turns.who(),
         }
 
     # The apply thread ---------------------------------------------------------------------------------------
@@ -385,12 +386,6 @@ class HostedNode:
             logger.error("node %s stopped itself: %s", self.config.address, reason)
             self._driver.call(self._core.fail, reason)
             self._driver.call(self._driver.fail, reason)
-
-    def _enter(self, occupant: Occupant, pragmas: Mapping[str, int]) -> Base:
-        try:
-            return self._lane.enter(occupant, pragmas)
-        except NodeFault as fault:
-            raise OperationalError(f"scratch cannot begin a transaction: {fault}") from fault
 
     def _raft_config(self) -> RaftConfig:
         config = self.config

@@ -1,99 +1,159 @@
-"""Who may use SQLite's one writer: a session on scratch, or apply, which always comes first."""
+"""Who may use SQLite's one writer: a transaction on scratch, or apply, which always comes first."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from ..exceptions import TransactionConflict
-from ..sqlite.entry import Base, Result, Statement
+from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Status, decode_transaction, result_digest
 from ..sqlite.errors import StatementError
 from ..sqlite.scratch import Scratch
+from .api import LeaseLost, Moved
+from .requests import Request
+from .turns import Turn
 
 INTERRUPT_EVERY = 0.01
 
+MOST_BELOW = 16
+"""COMMITs on their way on which a transaction may be based: all of them are run again whenever one is applied."""
 
-class Occupant:
-    """A session's place on scratch. ``lost`` says why it was taken away, ``used`` when it last worked
-    (monotonic seconds), ``busy`` whether a statement is running now."""
+MOST_WORK = 0.05  # seconds on scratch, and
+MOST_BYTES = 64 * 1024  # encoded: beyond it, to run a transaction again would take longer than to wait for it
 
-    __slots__ = ("busy", "claim", "lost", "used")
+Ran = Result | StatementError
 
-    def __init__(self, claim: bytes) -> None:
-        self.claim = claim
-        self.lost: str | None = None
-        self.used = time.monotonic()
-        self.busy = False
+
+class Committing(NamedTuple):
+    """A transaction whose COMMIT is on its way. ``alone``: nothing can be based on it before it is applied."""
+
+    request: RequestId
+    payload: bytes
+    alone: bool
 
 
 class ScratchLane:
-    """Scratch and apply take turns.
+    """Scratch and apply take turns; and on scratch, a transaction may lie on top of those that are being committed.
 
-    A session's statements run in the session's own thread under the mutex, so that a long one does not hold the
-    node's loop; apply interrupts it and rolls scratch back before it begins, since SQLite has one writer.
-    Invariant: while apply holds the lane, scratch is in no transaction.
+    A transaction's statements run in its own thread under the mutex, so that a long one does not hold the node's
+    loop; apply interrupts it and rolls scratch back before it begins, since SQLite has one writer. The
+    transaction whose turn it is is then ``moved``: it goes on at :meth:`enter`, where what is being committed
+    is run again below it, and its author repeats what it did.
+
+    Nothing that was done here is ever kept: apply runs each transaction from the log. Invariants: while apply
+    holds the lane, scratch is in no transaction; ``_committing`` are the COMMITs of this node that were sent and
+    not applied, in order, and scratch, when it is in a transaction, holds all of them.
     """
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._mutex = threading.Lock()
-        self._occupant: Occupant | None = None
+        self._settled = threading.Condition(self._mutex)
+        self._turn: Turn | None = None
+        self._committing: list[Committing] = []
+        self._pragmas: Mapping[str, int] = {}
 
     @property
-    def occupant(self) -> Occupant | None:
-        """The session on scratch, if there is one (a snapshot; any thread)."""
-        return self._occupant
+    def turn(self) -> Turn | None:
+        """Whose transaction is on scratch, if there is one (a snapshot; any thread)."""
+        return self._turn
 
-    def enter(self, occupant: Occupant, pragmas: Mapping[str, int]) -> Base:
-        """Begin on scratch at the newest state; one that still lies there lost its lease and is removed."""
+    def enter(self, turn: Turn, pragmas: Mapping[str, int], deadline: float) -> Base:
+        """Begin, or begin again, on top of all that is committed or on its way; what this state is called.
+
+        Raises LeaseLost, also when ``deadline`` (monotonic seconds) passes while it waits for a COMMIT on which
+        nothing can be based; NodeFault.
+        """
         with self._mutex:
-            if self._occupant is not None:
-                self._evict("another transaction of this node got the write lease")
-            base = self._scratch.begin(pragmas)
-            self._occupant = occupant
-            return base
+            self._check_lease(turn)
+            if self._turn is not None:
+                if self._turn is not turn:
+                    self._turn.lost = self._turn.lost or "another transaction of this node got the write lease"
+                self._scratch_back()
+            self._turn = turn
+            while True:
+                turn.moved = False
+                base = self._stack(pragmas)
+                if base is not None:
+                    return base
+                self._scratch.rollback()
+                if not self._settled.wait(max(deadline - time.monotonic(), 0)) and time.monotonic() >= deadline:
+                    raise LeaseLost("the transaction before it is still being committed")
+                self._check_lease(turn)
 
-    def execute(self, occupant: Occupant, statement: Statement) -> Result:
-        """Run a statement of the session. Raises TransactionConflict when it has lost its place."""
-        with self._working(occupant):
-            try:
-                return self._scratch.execute(statement)
-            except StatementError:
-                if occupant.lost is not None:  # it was interrupted
-                    raise self.conflict(occupant) from None
-                raise
+    def execute(self, turn: Turn, statements: Sequence[Statement]) -> tuple[list[Ran], bool]:
+        """Run statements; the results of all, or of those up to the one that ended the transaction, and whether it
+        goes on.
 
-    def look(self, occupant: Occupant) -> tuple[bool, int, int]:
-        """Whether scratch is in a transaction, its total changes, and its open deferred foreign keys."""
-        with self._working(occupant):
-            scratch = self._scratch
-            return scratch.in_transaction, scratch.total_changes(), scratch.deferred_violations()
+        Raises Moved or LeaseLost; then nothing of the transaction is on scratch.
+        """
+        results: list[Ran] = []
+        with self._working(turn):
+            for statement in statements:
+                try:
+                    results.append(self._scratch.execute(statement))
+                except StatementError as error:
+                    if turn.lost is not None or turn.moved:  # it was interrupted
+                        self._check(turn)
+                    results.append(error)
+                    if not self._scratch.in_transaction:
+                        break
+            return results, self._scratch.in_transaction
 
-    def leave(self, occupant: Occupant) -> None:
-        """Roll back, if the session is still there. Never raises."""
+    def open_foreign_keys(self, turn: Turn) -> bool:
+        """Whether a deferred foreign key is open, so that COMMIT would fail. Raises Moved or LeaseLost."""
+        with self._working(turn):
+            return self._scratch.deferred_violations() != 0
+
+    def leave(self, turn: Turn) -> None:
+        """Roll back, if the transaction is still there. Never raises."""
         with self._mutex:
-            if self._occupant is occupant:
-                self._evict(None)
+            if self._turn is turn:
+                self._turn = None
+                self._scratch.undo()
 
-    def lose(self, occupant: Occupant) -> None:
-        """Its lease is gone (``lost`` says why): stop its running statement. Does not wait; loop thread."""
-        if self._occupant is occupant and occupant.busy:
+    def commits(self, turn: Turn, request: Request) -> None:
+        """Its COMMIT is about to be sent: the next transaction lies on top of it. Raises Moved or LeaseLost."""
+        with self._working(turn):
+            alone = request.solo or self._scratch.changed_schema or turn.worked > MOST_WORK
+            alone = alone or len(request.payload) > MOST_BYTES
+            self._turn = None
+            if alone:
+                self._scratch.rollback()
+            else:
+                self._scratch.keep()
+            self._committing.append(Committing(request.id, request.payload, alone))
+
+    def commits_alone(self, turn: Turn, request: Request) -> None:
+        """As :meth:`commits`, of a transaction that has left scratch before. Raises LeaseLost."""
+        with self._mutex:
+            self._check_lease(turn)
+            self._committing.append(Committing(request.id, b"", alone=True))
+
+    def forget(self, request: RequestId) -> None:
+        """It was not committed, or its author has given up: nothing may be based on it any more."""
+        with self._mutex:
+            if any(committing.request == request for committing in self._committing):
+                self._broken()
+
+    def interrupt(self, turn: Turn) -> None:
+        """Its lease is gone (``lost`` says why): stop its running statement. Does not wait; any thread."""
+        if self._turn is turn and turn.busy:
             self._scratch.interrupt()
 
     @contextmanager
-    def apply(self) -> Iterator[None]:
-        """Hold the lane for one entry; a session in the way has lost (its base is about to be gone)."""
+    def apply(self) -> Iterator[Callable[[Iterable[tuple[RequestId, Outcome]]], None]]:
+        """Hold the lane for one entry. What is yielded is to be told the outcomes before the lane is left."""
         while not self._mutex.acquire(timeout=INTERRUPT_EVERY):
-            occupant = self._occupant
-            if occupant is not None and occupant.busy:
-                occupant.lost = occupant.lost or "another transaction was committed first"
+            turn = self._turn
+            if turn is not None and turn.busy:
+                turn.moved = True
                 self._scratch.interrupt()
         try:
-            if self._occupant is not None:
-                self._evict("another transaction was committed first")
-            yield
+            self._scratch_back()
+            yield self._applied
         finally:
             self._mutex.release()
 
@@ -102,28 +162,86 @@ class ScratchLane:
         with self.apply():
             self._scratch.close()
 
-    def conflict(self, occupant: Occupant) -> TransactionConflict:
-        """What the session's application is told."""
-        return TransactionConflict(
-            f"the transaction was rolled back because it lost the write lease: {occupant.lost}; "
-            "nothing of it was committed and it can be retried"
-        )
+    # Under the mutex --------------------------------------------------------------------------------------
+
+    def _applied(self, outcomes: Iterable[tuple[RequestId, Outcome]]) -> None:
+        if not self._committing:
+            return
+        decided = dict(outcomes)
+        kept = [committing for committing in self._committing if committing.request not in decided]
+        if len(kept) == len(self._committing):
+            return
+        if any(decided[c.request].status is not Status.DONE for c in self._committing if c.request in decided):
+            kept = []  # what lies on top of a transaction that failed will find its base gone
+        self._committing = kept
+        self._settled.notify_all()
+
+    def _broken(self) -> None:
+        self._committing = []
+        self._scratch_back()
+        self._settled.notify_all()
+
+    def _stack(self, pragmas: Mapping[str, int]) -> Base | None:
+        """Begin at the newest state, with all that is being committed on top; None where that can't be done yet."""
+        scratch, below = self._scratch, self._committing
+        if len(below) >= MOST_BELOW or any(committing.alone for committing in below):
+            return None
+        if not scratch.in_transaction:
+            base: Base = scratch.begin(pragmas)
+            self._pragmas = dict(pragmas)
+            for committing in below:
+                if not self._again(committing):
+                    return None
+        else:
+            assert scratch.base is not None
+            base = scratch.base
+        if below:
+            if self._pragmas.get("foreign_keys", 1) != pragmas.get("foreign_keys", 1):
+                return None  # SQLite ignores the pragma within a transaction
+            scratch.put_on_top(pragmas)
+            base = Base(base.lineage, base.version + len(below), below[-1].request.to_bytes())
+        return base
+
+    def _again(self, committing: Committing) -> bool:
+        transaction = decode_transaction(committing.payload)
+        if transaction.pragmas.get("foreign_keys", 1) != self._pragmas.get("foreign_keys", 1):
+            return False
+        self._scratch.put_on_top(transaction.pragmas)
+        for statement in transaction.statements:
+            try:
+                digest = result_digest(0, self._scratch.execute(statement))
+            except StatementError as error:
+                digest = result_digest(error.code, None)
+            if statement.expect is not None and digest != statement.expect:
+                return False
+        self._scratch.keep()
+        return True
+
+    def _scratch_back(self) -> None:
+        if self._turn is not None:
+            self._turn.moved = True
+        self._scratch.rollback()
+
+    def _check_lease(self, turn: Turn) -> None:
+        if turn.lost is not None:
+            raise LeaseLost(turn.lost)
+
+    def _check(self, turn: Turn) -> None:
+        self._check_lease(turn)
+        if turn.moved and self._turn is turn:
+            raise Moved
 
     @contextmanager
-    def _working(self, occupant: Occupant) -> Iterator[None]:
+    def _working(self, turn: Turn) -> Iterator[None]:
         with self._mutex:
-            if occupant.lost is not None or self._occupant is not occupant:
-                occupant.lost = occupant.lost or "its place was taken"
-                raise self.conflict(occupant)
-            occupant.busy = True
+            if self._turn is not turn:
+                turn.lost = turn.lost or "its place was taken"
+            self._check(turn)
+            turn.busy = True
+            began = time.monotonic()
             try:
                 yield
             finally:
-                occupant.busy = False
-                occupant.used = time.monotonic()
-
-    def _evict(self, reason: str | None) -> None:
-        occupant, self._occupant = self._occupant, None
-        if occupant is not None and reason is not None:
-            occupant.lost = occupant.lost or reason
-        self._scratch.rollback()
+                turn.busy = False
+                turn.used = time.monotonic()
+                turn.worked += turn.used - began

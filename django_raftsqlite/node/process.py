@@ -23,7 +23,7 @@ from ..sqlite.errors import NodeFault, StatementError
 from ..sqlite.parts import Encoded, TransactionTooLarge, encode_pieces
 from ..sqlite.readers import ReaderPool
 from . import socketpath
-from .api import Backend, BackendSession, NodeConfig
+from .api import Backend, BackendSession, Moved, NodeConfig
 from .attached import AttachedNode
 from .host import HostedNode
 from .lock import FolderLock
@@ -400,14 +400,18 @@ class Session:
         """See WriteSession."""
         return self._session.execute(statement)
 
+    def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
+        """See WriteSession."""
+        return self._session.repeat(statements)
+
+    def resume(self) -> None:
+        """See WriteSession."""
+        self._session.resume()
+
     @property
     def in_transaction(self) -> bool:
         """See WriteSession."""
         return self._session.in_transaction
-
-    def total_changes(self) -> int:
-        """See WriteSession."""
-        return self._session.total_changes()
 
     def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
         """See WriteSession."""
@@ -416,7 +420,7 @@ class Session:
         encode = self._node.encoder(statements, session.base, pragmas, solo=solo)
         try:
             self._node.settle(encode, solo=solo, deadline=time.monotonic() + timeout, session=session)
-        except StatementError:
+        except (StatementError, Moved):
             raise
         except BaseException:
             session.rollback()  # it is over, also where it was never asked to commit

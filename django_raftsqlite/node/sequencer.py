@@ -16,6 +16,11 @@ from ..sqlite.entry import Item
 MAX_BATCH_ITEMS = 512
 MAX_BATCH_BYTES = 512 * 1024
 
+RUN = 0.02
+"""Seconds for which one node's transactions may follow each other while others wait for the lease."""
+
+LEASE_GRACE = 1.0  # beyond lease_timeout, which the holder's node enforces itself: it is stopped, or cut off
+
 
 @dataclass(slots=True)
 class Write:
@@ -34,18 +39,24 @@ class Write:
 
 @dataclass(slots=True)
 class Lease:
-    """A claim on the write lease, waiting or granted.
+    """A node's claim on the write lease, waiting or granted.
 
-    ``active`` (seconds) is when the holder was last heard to work; ``who`` describes it for messages
-    ("node 127.0.0.1:7101, process 4711: UPDATE ...").
+    A node holds it for a run of its own transactions, and keeps it until others want it. ``active`` (seconds) is
+    when the holder was last heard of; ``who`` describes the transaction at work for messages ("node
+    127.0.0.1:7101, process 4711, for 0.2 s: UPDATE ..."); ``asked`` is true once its node was told that others wait.
     """
 
     id: bytes
     source: str
-    deadline: float
     who: str
+    nowait: bool = False
     granted: float = 0.0
     active: float = 0.0
+    asked: bool = False
+
+    def run(self, now: float) -> float:
+        """Seconds for which the holder may go on to begin transactions while others wait."""
+        return max(self.granted + RUN - now, 0.0)
 
 
 @dataclass(slots=True)
@@ -61,9 +72,9 @@ class Refusal:
 class Sequencer:
     """Order of arrival, one lease at a time.
 
-    Invariants: while the lease is held nothing but its holder's COMMIT leaves the queue; COMMITs never queue
-    behind those who wait for them; a request id is in the queue or in flight at most once; what was refused
-    was never in the log on this leader's word.
+    Invariants: while a node holds the lease nothing but its COMMITs leaves the queue; COMMITs never queue behind
+    those who wait for them; a request id is in the queue or in flight at most once; what was refused was never
+    in the log on this leader's word.
     Owned by the thread that runs the node's loop.
     """
 
@@ -83,41 +94,66 @@ class Sequencer:
             self._known.add(write.request)
             self._queue.append(write)
 
-    def commit(self, lease: bytes, write: Write, *, again: bool = False, ends: bool = True) -> Refusal | None:
-        """Queue a transaction's COMMIT, ahead of the queue. Its lease ends with it, unless it is only a part.
+    def commit(self, lease: bytes, write: Write, *, again: bool = False) -> Refusal | None:
+        """Queue a transaction's COMMIT, ahead of the queue.
 
-        Refused early only when somebody else holds the lease: then its base is surely gone or about to be. Not when
+        Refused early only when another node holds the lease: then its base is surely gone or about to be. Not when
         it was sent before (``again``): an earlier leader may have put it into the log, and apply alone can tell.
         """
         if write.request in self._known:
             return None
-        if self.holder is None or self.holder.id == lease:
-            self.holder = None if ends else self.holder
-        elif not again:
+        if self.holder is not None and self.holder.id != lease and not again:
             return Refusal(write.source, write.request, "conflict", f"the write lease went to {self.holder.who}")
         self._known.add(write.request)
         self._commits.append(write)
         return None
 
-    def request_lease(self, lease: Lease, *, nowait: bool) -> Refusal | None:
-        """Queue a claim; a repeated claim (re-sent by its node) keeps its place."""
+    def request_lease(self, lease: Lease) -> Refusal | None:
+        """Queue a claim; a repeated claim (re-sent by its node) keeps its place.
+
+        One with ``nowait`` is refused when others wait already. Else the holder's node is asked: it may have
+        nothing at work, and :meth:`busy` is what it says otherwise.
+        """
         if self.holder is not None and self.holder.id == lease.id:
             return None
         if any(isinstance(waiting, Lease) and waiting.id == lease.id for waiting in self._queue):
             return None
-        if nowait and (self.holder is not None or self._queue):
-            who = "others wait for it" if self.holder is None else f"it is held by {self.holder.who}"
-            return Refusal(lease.source, lease.id, "locked", f"database is locked (NOWAIT): {who}")
+        if lease.nowait and self._queue:
+            return self._nowait(lease)
+        if lease.nowait and self.holder is not None:
+            self.holder.asked = False
         self._queue.append(lease)
         return None
 
-    def touch(self, lease: bytes, now: float) -> None:
-        """The holder is at work."""
-        if self.holder is not None and self.holder.id == lease:
-            self.holder.active = now
+    def touch(self, lease: bytes, who: str, now: float) -> bool:
+        """The holder's node is alive, and ``who`` is at work; False when it holds the lease no longer."""
+        if self.holder is None or self.holder.id != lease:
+            return False
+        self.holder.who, self.holder.active = who, now
+        return True
+
+    def busy(self) -> list[Refusal]:
+        """The holder has a transaction at work: who would not wait is refused."""
+        refused = [waiting for waiting in self.waiting() if waiting.nowait]
+        for lease in refused:
+            self.release(lease.id)
+        return [self._nowait(lease) for lease in refused]
+
+    def wanted(self, now: float) -> Lease | None:
+        """The holder, when others wait and its node was not told so yet."""
+        holder = self.holder
+        if holder is None or holder.asked or not self._queue:
+            return None
+        holder.asked = True
+        holder.active = now  # it was not asked to say anything before
+        return holder
+
+    def waiting(self) -> Iterator[Lease]:
+        """The claims that wait."""
+        return (waiting for waiting in self._queue if isinstance(waiting, Lease))
 
     def release(self, lease: bytes) -> None:
-        """The holder rolled back, or a claimant gave up."""
+        """The node gives the lease back, or no longer waits for it."""
         if self.holder is not None and self.holder.id == lease:
             self.holder = None
         else:
@@ -162,32 +198,26 @@ class Sequencer:
         return batch, False
 
     def expire(self, now: float) -> Iterator[Refusal]:
-        """Refuse what waited too long, and take the lease from a holder that is idle while others wait.
+        """Refuse writes that waited too long, and take the lease from a node that does not answer while others wait.
 
-        The idle holder's refusal has the reason "revoked".
+        That node's refusal has the reason "revoked".
         """
-        if self._queue and any(waiting.deadline <= now for waiting in self._queue):
+        if any(isinstance(waiting, Write) and waiting.deadline <= now for waiting in self._queue):
             kept: deque[Write | Lease] = deque()
             for waiting in self._queue:
-                if waiting.deadline > now:
+                if isinstance(waiting, Lease) or waiting.deadline > now:
                     kept.append(waiting)
-                elif isinstance(waiting, Lease):
-                    yield self._locked(waiting.source, waiting.id)
                 else:
                     self._known.discard(waiting.request)
-                    yield self._locked(waiting.source, waiting.request)
+                    yield self._locked(waiting)
             self._queue = kept
         holder = self.holder
         if holder is None or self._lease_timeout is None or not self._queue:
             return
-        if now - holder.active >= self._lease_timeout:
+        if now - holder.active >= self._lease_timeout + LEASE_GRACE:
             self.holder = None
-            yield Refusal(
-                holder.source,
-                holder.id,
-                "revoked",
-                f"it was idle for {now - holder.active:.1f} s while others waited for the write lease",
-            )
+            why = f"nothing was heard of its holder for {now - holder.active:.1f} s while others waited for it"
+            yield Refusal(holder.source, holder.id, "revoked", why)
 
     def forget_source(self, source: str) -> None:
         """A member's session ended: its lease and its claims are gone; its writes keep their place."""
@@ -202,8 +232,12 @@ class Sequencer:
         self._known.clear()
         self.holder = None
 
-    def _locked(self, source: str, subject: bytes) -> Refusal:
+    def _nowait(self, lease: Lease) -> Refusal:
+        who = "others wait for it" if self.holder is None else f"the write lease is held by {self.holder.who}"
+        return Refusal(lease.source, lease.id, "locked", f"database is locked (NOWAIT): {who}")
+
+    def _locked(self, write: Write) -> Refusal:
         if self.holder is None:
-            return Refusal(source, subject, "slow", "the leader had no room for it in the log in time")
+            return Refusal(write.source, write.request, "slow", "the leader had no room for it in the log in time")
         text = f"database is locked: the write lease is held by {self.holder.who}"
-        return Refusal(source, subject, "locked", text)
+        return Refusal(write.source, write.request, "locked", text)

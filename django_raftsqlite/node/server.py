@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..sqlite.entry import encode_outcome, encode_result
+from ..sqlite.entry import encode_outcome
 from ..sqlite.errors import StatementError
 from . import socketpath, wire
+from .api import Moved
 
 if TYPE_CHECKING:
     from .host import HostedNode
@@ -118,6 +119,7 @@ class _Connection:
             "begin": self._begin,
             "run": self._run,
             "seal": self._seal,
+            "resume": self._resume,
             "commit": self._commit,
             "rollback": self._rollback,
             "barrier": self._barrier,
@@ -176,24 +178,22 @@ class _Connection:
         self._session = self._host.begin_for(self.pid, pragmas, reason=reason, timeout=timeout, nowait=nowait)
         return tuple(self._session.base), self._session.claim
 
-    def _run(self, statement: Any) -> Any:
-        """The answer tells the state of scratch too, after an error as well: saves a round trip each."""
+    def _run(self, statements: list[Any]) -> Any:
+        """The results, and whether the transaction goes on."""
         session = self._need_session()
-        error = None
-        result = None
-        try:
-            result = encode_result(session.execute(wire.decode_statement(statement)))
-        except Exception as raised:
-            error = wire.encode_error(raised)
-            if error[1] != "StatementError":
-                return error, None, False, 0
-        return error, result, session.in_transaction, session.total_changes()
+        results = session.repeat([wire.decode_statement(statement) for statement in statements])
+        return [wire.encode_ran(result) for result in results], session.in_transaction
+
+    def _resume(self) -> Any:
+        session = self._need_session()
+        session.resume()
+        return tuple(session.base)
 
     def _seal(self) -> Any:
         """Answers with the statement's error, which leaves the session open."""
         try:
             self._need_session().seal()
-        except StatementError as error:
+        except (StatementError, Moved) as error:
             return wire.encode_error(error)
         return None
 
@@ -203,7 +203,7 @@ class _Connection:
         session = self._need_session()
         try:
             outcome = session.commit(wire.decode_request(request), timeout=timeout)
-        except StatementError as error:
+        except (StatementError, Moved) as error:
             return wire.encode_error(error), None
         except BaseException:
             self._session = None

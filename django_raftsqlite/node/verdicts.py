@@ -8,17 +8,18 @@ from ..exceptions import (
     HostLost,
     LeaseTimeout,
     OperationalError,
-    TransactionConflict,
     Unavailable,
 )
 from ..raft.config import RaftView
 from ..sqlite.entry import Outcome, Status
 from ..sqlite.errors import StatementError
+from .api import LeaseLost
 from .core import Refused
+from .turns import Lost
 
 
 def raise_unless_done(outcome: Outcome) -> None:
-    """Raise what a request's outcome means to its author: StatementError, TransactionConflict, OperationalError
+    """Raise what a request's outcome means to its author: StatementError, LeaseLost, OperationalError
     or CommitOutcomeUnknown."""
     match outcome.status:
         case Status.DONE:
@@ -26,9 +27,7 @@ def raise_unless_done(outcome: Outcome) -> None:
         case Status.ERROR:
             raise StatementError(outcome.code, outcome.message)
         case Status.CONFLICT:
-            raise TransactionConflict(
-                "the transaction was rolled back because another one was committed first; it can be retried"
-            )
+            raise LeaseLost("another transaction was committed first")
         case Status.REPLAY_DIFFERS:
             raise OperationalError(
                 "the transaction was rolled back on all nodes: its replay gave other results than its author saw"
@@ -47,15 +46,13 @@ def raise_unless_done(outcome: Outcome) -> None:
             )
 
 
-def of_refusal(refused: Refused, view: RaftView, members: int) -> Error:
+def of_refusal(refused: Refused | Lost, view: RaftView, members: int) -> Error | LeaseLost:
     """The leader refused, or this node before it asked; the request is surely not in the log."""
     match refused.reason:
         case "locked":
             return LeaseTimeout(str(refused))
-        case "conflict" | "revoked":
-            return TransactionConflict(
-                f"the transaction was rolled back because it lost the write lease: {refused}; it can be retried"
-            )
+        case "conflict":
+            return LeaseLost(str(refused))
         case "stopped":
             return HostLost(str(refused))
         case "failed":

@@ -17,8 +17,9 @@ from typing import Any
 import msgpack
 
 from .. import exceptions
-from ..sqlite.entry import ItemKind, RequestId, Statement
+from ..sqlite.entry import ItemKind, RequestId, Result, Statement, decode_result, encode_result
 from ..sqlite.errors import StatementError
+from .api import LeaseLost, Moved
 from .requests import OriginClosed, Request
 
 PROTOCOL = 3
@@ -103,7 +104,23 @@ def decode_request(value: Sequence[Any]) -> Request:
     return Request(request, payload, solo=solo, lease=lease, sent=sent, kind=ItemKind(kind))
 
 
-_NAMED = {"OriginClosed": OriginClosed} | {
+def encode_ran(ran: Result | StatementError) -> Any:
+    """What a statement gave, as plain types."""
+    if isinstance(ran, StatementError):
+        return ran.code, ran.message, ran.kind
+    return (encode_result(ran),)
+
+
+def decode_ran(value: Any) -> Result | StatementError:
+    """The inverse of :func:`encode_ran`."""
+    if len(value) > 1:
+        return StatementError(*value)
+    result = decode_result(value[0])
+    assert result is not None
+    return result
+
+
+_NAMED: dict[str, Any] = {"OriginClosed": OriginClosed, "Moved": Moved, "LeaseLost": LeaseLost} | {
     name: getattr(exceptions, name)
     for name in (
         "DataError",

@@ -18,6 +18,7 @@ from .tables import read_base
 from .text import DDL, traits
 
 _REFUSED_ON_SCRATCH = frozenset({"BEGIN", "COMMIT", "END", "VACUUM", "ATTACH", "DETACH"})
+_ON_TOP = "_raftsqlite_on_top"
 _BEGIN_TIMEOUT_MS = 2000  # apply ends its own transaction first; this covers another process's last moments
 
 
@@ -26,6 +27,9 @@ class Scratch:
 
     Its commit hook refuses, so nothing done here can reach the file or the apply connection's plans, cursors or
     counters. Whoever uses it rolls it back before the apply connection begins: it holds SQLite's write lock.
+
+    Within one SQLite transaction several of ours may lie on top of each other: :meth:`put_on_top` begins the next
+    one, :meth:`keep` lets it stay, :meth:`undo` takes it away.
 
     One thread at a time, any thread in turn; :meth:`interrupt` from any thread at any time.
     """
@@ -37,6 +41,13 @@ class Scratch:
         self._changed_schema = False
         # The state pragmas as they are now: to set one expires every prepared statement. Missing: not known.
         self._current: dict[str, int] = {}
+        self._on_top = False
+        self.base: Base | None = None
+
+    @property
+    def changed_schema(self) -> bool:
+        """Whether the schema was changed since :meth:`begin`."""
+        return self._changed_schema
 
     @property
     def in_transaction(self) -> bool:
@@ -59,11 +70,37 @@ class Scratch:
             connection.execute("BEGIN IMMEDIATE")
             self._set("defer_foreign_keys", wanted["defer_foreign_keys"])
             connection.counters.restart()
-            return read_base(connection)
+            self.base = read_base(connection)
+            return self.base
         except apsw.Error as error:
             self.rollback()
             busy = isinstance(error, (apsw.BusyError, apsw.LockedError, apsw.InterruptError))
             raise NodeFault(f"no transaction on scratch: {error}", retry=busy) from error
+
+    def put_on_top(self, state: Mapping[str, int]) -> None:
+        """Begin the next transaction on top of what is here, with its state pragmas but for ``foreign_keys``."""
+        connection = self._connection
+        for name, value in (pragmas.STATE | dict(state)).items():
+            if name != "foreign_keys":
+                self._set(name, value)
+        connection.counters.restart()
+        connection.execute(f"SAVEPOINT {_ON_TOP}")
+        self._on_top = True
+
+    def keep(self) -> None:
+        """The transaction is complete, and stays below those that follow."""
+        if self._on_top:
+            self._connection.execute(f"RELEASE {_ON_TOP}")
+            self._on_top = False
+
+    def undo(self) -> None:
+        """Take the last transaction away, and nothing below it where that can be done. Never raises."""
+        if self._on_top and self._connection.in_transaction and not self._changed_schema:
+            with suppress(apsw.Error):
+                self._connection.execute(f"ROLLBACK TO {_ON_TOP}")
+                self.keep()
+                return
+        self.rollback()
 
     def execute(self, statement: Statement) -> Result:
         """Run a statement to its end. Raises StatementError; look at :attr:`in_transaction` afterwards."""
@@ -80,10 +117,6 @@ class Scratch:
         except Exception as error:
             raise convert_error(error) from error
 
-    def total_changes(self) -> int:
-        """Rows changed since :meth:`begin`, those of failed and undone statements included."""
-        return self._connection.counters.total_changes()
-
     def deferred_violations(self) -> int:
         """0 exactly when no foreign key is left open (SQLITE_DBSTATUS_DEFERRED_FKS)."""
         return self._connection.status(apsw.SQLITE_DBSTATUS_DEFERRED_FKS)[0]
@@ -91,6 +124,7 @@ class Scratch:
     def rollback(self) -> None:
         """End the transaction, if there is one, and forget what it taught the planner. Never raises."""
         connection = self._connection
+        self._on_top = False
         with suppress(apsw.Error):
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

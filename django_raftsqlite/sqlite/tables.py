@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS _raftsqlite_part(
     checksum BLOB NOT NULL,
     data BLOB NOT NULL,
     PRIMARY KEY (origin, sequence, number)
-) STRICT;
+) STRICT, WITHOUT ROWID;
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,16 @@ from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
     LeaseTimeout,
     OperationalError,
-    TransactionConflict,
     Unavailable,
 )
-from django_raftsqlite.node.api import NodeConfig, WriteSession
+from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig, WriteSession
 from django_raftsqlite.node.attached import AttachedSession
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.registry import attach_node
 from django_raftsqlite.sqlite.entry import (
     Result,
     Statement,
+    Status,
     result_digest,
 )
 from django_raftsqlite.sqlite.errors import NodeFault, StatementError
@@ -134,54 +133,136 @@ def test_an_idle_holder_loses_the_lease_while_others_wait_and_its_application_is
         session = trio.nodes[1].begin({}, reason="idle", timeout=5)
         sent, _ = run(session, "INSERT INTO t VALUES ('lost')")
         write(trio.nodes[2], "INSERT INTO t VALUES ('kept')")
-        with pytest.raises(TransactionConflict, match="retried"):
+        with pytest.raises(LeaseLost, match="idle"):
             session.commit([sent], timeout=5)
         trio.settle()
         assert read(trio.nodes[1], "SELECT x FROM t") == [("kept",)]
 
 
-def test_a_long_statement_on_scratch_does_not_hold_up_apply(tmp_path: Path) -> None:
-    """Its lease is taken away (here: by the leader's closing) and the statement is interrupted."""
-    with group(tmp_path, 3, lease_timeout=0.2) as trio:
-        write(trio.nodes[0], "CREATE TABLE t (x)")
-        trio.settle()
-        leader = trio.leader()
-        victim = trio.nodes[(leader + 1) % 3]
-        other = trio.nodes[(leader + 2) % 3]
-        session = victim.begin({}, reason="long", timeout=5)
-        raised: list[BaseException] = []
+def past_the_lease(node: ProcessNode, sql: str) -> None:
+    """Write without regard to who has the lease, as a COMMIT does that an earlier leader was sent."""
+    encode = node.encoder((statement(sql),), None, {}, solo=False)
+    request = node.origin.create(encode, solo=False, lease=b"of an earlier leader")
+    request.sent = True
+    assert node.backend().execute(request, timeout=10).status is Status.DONE
+    node.origin.forget(request)
 
-        def forever() -> None:
-            endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT max(n) FROM c"
-            try:
-                session.execute(statement(endless))
-            except TransactionConflict as error:
-                raised.append(error)
 
-        thread = threading.Thread(target=forever)
-        thread.start()
-        trio.nodes[leader].close()
-        write(other, "INSERT INTO t VALUES ('after')", timeout=20)
-        thread.join(20)
-        assert len(raised) == 1
-        eventually(lambda: read(victim, "SELECT x FROM t") == [("after",)], "the victim applies the others' write")
+def test_a_long_statement_on_scratch_does_not_hold_up_apply(trio: Group) -> None:
+    """It is interrupted, and its transaction is to be run again."""
+    leader = trio.leader()
+    victim, other = trio.nodes[(leader + 1) % 3], trio.nodes[(leader + 2) % 3]
+    write(other, "INSERT INTO t VALUES (1, 'opens its origin')")
+    session = victim.begin({}, reason="long", timeout=5)
+    raised: list[BaseException] = []
+
+    def forever() -> None:
+        endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT max(n) FROM c"
+        try:
+            session.execute(statement(endless))
+        except Moved as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=forever)
+    thread.start()
+    lane = trio.host(trio.nodes.index(victim))._lane
+    eventually(lambda: lane.turn is not None and lane.turn.busy, "the long statement runs")
+    past_the_lease(other, "INSERT INTO t VALUES (2, 'meanwhile')")
+    thread.join(20)
+    assert len(raised) == 1
+    eventually(lambda: len(read(victim, "SELECT x FROM t")) == 2, "the victim applies the others' write")
+    session.resume()
+    assert len(session.execute(statement("SELECT * FROM t")).rows) == 2, "on the newest state"
+    session.rollback()
 
 
 def test_a_transaction_whose_base_is_gone_is_refused_by_apply(trio: Group) -> None:
-    """Whatever the lease says: here it is given back while the transaction believes to hold it."""
-    follower = trio.follower()
-    node = trio.nodes[follower]
+    """Whatever the lease says: here somebody writes while the transaction holds it."""
+    node = trio.nodes[trio.follower()]
+    writer = trio.nodes[trio.leader()]
+    write(writer, "INSERT INTO t VALUES (0, 'opens its origin')")
     session = node.begin({}, reason="test", timeout=5)
     sent, _ = run(session, "INSERT INTO t VALUES (1, 'stale')")
-    trio.host(follower).release(session._session.claim)
     base = session.base
-    write(trio.nodes[trio.leader()], "INSERT INTO t VALUES (2, 'newer')")
+    past_the_lease(writer, "INSERT INTO t VALUES (2, 'newer')")
 
     encode = node.encoder((sent,), base, {}, solo=False)
-    with pytest.raises(TransactionConflict):
-        node.settle(encode, solo=False, deadline=time.monotonic() + 5)
+    request = node.origin.create(encode, solo=False, lease=session._session.claim)
+    assert node.backend().execute(request, timeout=5).status is Status.CONFLICT
+    session.rollback()
     trio.settle()
-    assert read(trio.nodes[0], "SELECT id FROM t") == [(2,)]
+    assert read(trio.nodes[0], "SELECT id FROM t ORDER BY id") == [(0,), (2,)]
+
+
+def test_the_next_transaction_of_a_node_lies_on_top_of_those_that_are_being_committed(trio: Group) -> None:
+    """It sees what they wrote, before that is applied, and is committed after them."""
+    number = trio.follower()
+    node, driver = trio.nodes[number], trio.host(number)._driver
+    write(node, "INSERT INTO t VALUES (1, 0)")
+    first = node.begin({}, reason="first", timeout=10)
+    sent, _ = run(first, "UPDATE t SET x = x + 1 WHERE id = 1")
+    held, go_on = threading.Event(), threading.Event()
+    driver.call(lambda: (held.set(), go_on.wait(10)))  # what this node is told takes its time
+    assert held.wait(10)
+    committer = threading.Thread(target=lambda: first.commit([sent], timeout=20))
+    committer.start()
+    second = node.begin({}, reason="second", timeout=10)
+    try:
+        assert read(node, "SELECT x FROM t") == [(0,)], "the first is not committed yet"
+        sent, result = run(second, "UPDATE t SET x = x * 10 WHERE id = 1 RETURNING x")
+        assert result.rows == [(10,)]
+    finally:
+        go_on.set()
+        committer.join(20)
+    while True:
+        try:
+            second.commit([sent], timeout=20)
+            break
+        except Moved:
+            second.resume()
+            assert second.repeat([sent]) == [result]
+    assert read(node, "SELECT x FROM t") == [(10,)]
+    trio.settle()
+
+
+def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Group) -> None:
+    """The second was to see the first's write; run again, it does not."""
+    number = trio.follower()
+    node, host = trio.nodes[number], trio.host(number)
+    writer = trio.nodes[trio.leader()]
+    write(writer, "INSERT INTO t VALUES (1, 0)")
+    trio.settle()
+    first = node.begin({}, reason="first", timeout=10)
+    sent, _ = run(first, "UPDATE t SET x = 5 WHERE id = 1")
+    held, go_on = threading.Event(), threading.Event()
+    host._driver.call(lambda: (held.set(), go_on.wait(10)))
+    assert held.wait(10)
+    lost: list[BaseException] = []
+
+    def commit() -> None:
+        try:
+            first.commit([sent], timeout=20)
+        except LeaseLost as error:
+            lost.append(error)
+
+    committer = threading.Thread(target=commit)
+    committer.start()
+    second = node.begin({}, reason="second", timeout=10)
+    assert second.execute(statement("SELECT x FROM t")).rows == [(5,)]
+    past = threading.Thread(target=lambda: past_the_lease(writer, "UPDATE t SET x = 7 WHERE id = 1"))
+    past.start()
+    eventually(lambda: read(writer, "SELECT x FROM t") == [(7,)], "somebody else came first")
+    go_on.set()
+    committer.join(20)
+    past.join(20)
+    assert len(lost) == 1
+    with pytest.raises((Moved, LeaseLost)) as raised:
+        second.execute(statement("SELECT x FROM t"))
+    if raised.type is Moved:
+        second.resume()
+        assert second.execute(statement("SELECT x FROM t")).rows == [(7,)]
+    second.rollback()
+    trio.settle()
 
 
 def test_acknowledged_writes_survive_a_change_of_leader_exactly_once(trio: Group) -> None:
@@ -308,7 +389,7 @@ def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host
             write(guest, "INSERT INTO t VALUES (1, 'again')")
         session = guest.begin({}, reason="attached", timeout=5)
         sent, result = run(session, "UPDATE t SET x = ? RETURNING x", b"\x01")
-        assert result.rows == [(b"\x01",)] and session.total_changes() == 1 and session.in_transaction
+        assert result.rows == [(b"\x01",)] and session.in_transaction
         with pytest.raises(StatementError, match="no such table"):
             run(session, "SELECT * FROM nowhere")
         session.commit([sent], timeout=5)

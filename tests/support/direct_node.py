@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django_raftsqlite.exceptions import LeaseTimeout, OperationalError, TransactionConflict, Unavailable
-from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.exceptions import LeaseTimeout, OperationalError, Unavailable
+from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig
 from django_raftsqlite.sqlite.entry import (
     Base,
     Entry,
@@ -38,7 +38,8 @@ class DirectNode:
     For testing what stands above a node: every write is applied before the call returns, and everything that
     fails, fails the same way each time. ``submitted`` holds every transaction that was applied, ``barriers`` counts
     read barriers. ``fail_next`` (an exception) is raised by the next submit, begin or commit, in place of doing it.
-    ``foreign(sql)`` commits as another node would: without the lease, which a holder then loses.
+    ``foreign(sql)`` commits as another node would: without the lease, which a holder then loses (or, with ``moved``,
+    as an earlier transaction of the holder's node would).
     """
 
     def __init__(self, config: NodeConfig) -> None:
@@ -101,11 +102,11 @@ class DirectNode:
         """Whether the write lease is held."""
         return self._lease.locked()
 
-    def foreign(self, sql: str, parameters: Sequence[Any] = ()) -> None:
-        """Commit one statement from elsewhere; a session that is open is lost."""
+    def foreign(self, sql: str, parameters: Sequence[Any] = (), *, moved: bool = False) -> None:
+        """Commit one statement from elsewhere; a session that is open has lost its place."""
         holder = self._holder
         if holder is not None:
-            holder.take_away()
+            holder.take_away(Moved() if moved else LeaseLost("another transaction was committed first"))
         self.apply(Transaction(self._request(), 1, (Statement(sql, tuple(parameters) or None, 0, 0),)))
 
     # ---- for the session
@@ -148,26 +149,34 @@ class DirectSession:
         self._scratch = scratch
         self._pragmas = pragmas
         self._over = False
-        self._lost = False
+        self._lost: Exception | None = None
         self.base = scratch.begin(pragmas)
 
     def execute(self, statement: Statement) -> Result:
-        if self._over or self._lost:
-            self.rollback()
-            raise TransactionConflict("the write lease was lost")
+        self._check()
         return self._scratch.execute(statement)
+
+    def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
+        results: list[Result | StatementError] = []
+        for statement in statements:
+            self._check()
+            try:
+                results.append(self._scratch.execute(statement))
+            except StatementError as error:
+                results.append(error)
+        return results
+
+    def resume(self) -> None:
+        assert isinstance(self._lost, Moved)
+        self._lost = None
+        self.base = self._scratch.begin(self._pragmas)
 
     @property
     def in_transaction(self) -> bool:
         return not self._over and self._scratch.in_transaction
 
-    def total_changes(self) -> int:
-        return self._scratch.total_changes()
-
     def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
-        if self._lost:
-            self.rollback()
-            raise TransactionConflict("the write lease was lost")
+        self._check()
         if self._scratch.deferred_violations():
             raise StatementError(SQLITE_CONSTRAINT_FOREIGNKEY, "FOREIGN KEY constraint failed")
         self._over = True
@@ -180,14 +189,21 @@ class DirectSession:
     def rollback(self) -> None:
         if not self._over:
             self._over = True
-            if not self._lost:
-                self._scratch.rollback()
+            self._scratch.rollback()
             self._node.give_back()
 
-    def take_away(self) -> None:
-        """The lease is lost: scratch is rolled back under it, as apply does."""
-        self._lost = True
+    def take_away(self, error: Exception) -> None:
+        """Scratch is rolled back under it, as apply does; ``error`` is what it finds next."""
+        self._lost = error
         self._scratch.rollback()
+
+    def _check(self) -> None:
+        if self._over:
+            raise LeaseLost("the transaction is over")
+        if self._lost is not None:
+            if not isinstance(self._lost, Moved):
+                self.rollback()
+            raise self._lost
 
 
 def result_of(outcome: Outcome) -> Result:
@@ -197,7 +213,7 @@ def result_of(outcome: Outcome) -> Result:
     if outcome.status is Status.ERROR:
         raise StatementError(outcome.code, outcome.message)
     if outcome.status is Status.CONFLICT:
-        raise TransactionConflict("another transaction was committed first")
+        raise LeaseLost("another transaction was committed first")
     if outcome.status is Status.REPLAY_DIFFERS:
         raise OperationalError("replay differs")
     raise Unavailable("refused", "failed")

@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from django_raftsqlite import dbapi
-from django_raftsqlite.dbapi import reading, script, transaction
+from django_raftsqlite.dbapi import reading, script
 from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
     IntegrityError,
@@ -21,6 +21,7 @@ from django_raftsqlite.exceptions import (
     Unavailable,
 )
 from django_raftsqlite.sqlite.classify import FOR_UPDATE, FOR_UPDATE_NOWAIT
+from django_raftsqlite.sqlite.entry import Statement
 from tests.support.direct_node import DirectNode
 
 Connect = Callable[..., dbapi.Connection]
@@ -291,14 +292,14 @@ def test_too_many_rows_to_drain_is_an_error_that_names_the_limit(
 def test_a_script_that_is_too_long_is_a_conflict_only_when_the_state_moved(
     db: dbapi.Connection, node: DirectNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "SCRIPT_LIMIT", 3)
+    monkeypatch.setattr(script, "LIMIT", 3000)
     for moved in (False, True):
         db.execute("BEGIN")
-        for _ in range(4):
+        for _ in range(20):
             rows(db, "SELECT 1")
         if moved:
             node.foreign("INSERT INTO note VALUES (1)")
-            with pytest.raises(TransactionConflict, match="3"):
+            with pytest.raises(TransactionConflict, match="3000 bytes"):
                 db.execute("INSERT INTO note VALUES (2)")
         else:
             db.execute("INSERT INTO note VALUES (2)")
@@ -312,7 +313,7 @@ def test_large_answers_are_remembered_as_a_digest(db: dbapi.Connection, node: Di
     while reader.fetchmany(7):
         pass
     executor: Any = db._executor
-    (read,) = executor.transaction._script
+    (read,) = executor.transaction._script._items
     assert read._kept is None
     assert read.count == 1000
     assert read.complete
@@ -322,7 +323,7 @@ def test_large_answers_are_remembered_as_a_digest(db: dbapi.Connection, node: Di
 
 
 def test_an_integer_is_not_the_same_answer_as_an_equal_float() -> None:
-    read = script.Read("SELECT 1", None, 0, 0)
+    read = script.Read(Statement("SELECT 1", None, 0, 0))
     read.add([(1,)])
     read.complete = True
     assert read.same_rows([(1,)])
@@ -378,11 +379,36 @@ def test_begin_immediate_that_fails_leaves_autocommit(db: dbapi.Connection, node
     assert not db.in_transaction
 
 
-def test_a_transaction_that_lost_its_lease_is_lost(db: dbapi.Connection, node: DirectNode) -> None:
-    """Every further statement says so, until ROLLBACK ends it."""
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_transaction_that_lost_its_place_is_run_again_and_goes_on_with_the_same_answers(
+    db: dbapi.Connection, node: DirectNode, moved: bool
+) -> None:
+    """Whether the lease was lost, or only what lay below was applied."""
     db.execute("BEGIN")
-    db.execute("UPDATE account SET balance = 0")
-    node.foreign("INSERT INTO note VALUES ('in between')")
+    assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(100,)]
+    db.execute("UPDATE account SET balance = balance - 10 WHERE id = 1")
+    node.foreign("INSERT INTO note VALUES ('in between')", moved=moved)
+    assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(90,)]
+    node.foreign("INSERT INTO note VALUES ('again')", moved=moved)
+    db.execute("UPDATE account SET balance = balance - 10 WHERE id = 1")
+    node.foreign("INSERT INTO note VALUES ('before COMMIT')", moved=moved)
+    db.execute("COMMIT")
+    assert not node.leased
+    assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(80,)]
+    assert rows(db, "SELECT count(*) FROM note") == [(3,)]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_transaction_that_lost_its_place_is_lost_when_an_answer_is_another_now(
+    db: dbapi.Connection, node: DirectNode, moved: bool
+) -> None:
+    """The error names the statement; every further statement says so, until ROLLBACK ends it."""
+    db.execute("BEGIN")
+    assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(100,)]
+    db.execute("UPDATE account SET balance = 0 WHERE id = 2")
+    node.foreign("UPDATE account SET balance = 1 WHERE id = 1", moved=moved)
+    with pytest.raises(TransactionConflict, match="SELECT balance FROM account WHERE id = 1"):
+        db.execute("INSERT INTO note VALUES (1)")
     for statement in ("SELECT 1", "INSERT INTO note VALUES (1)", "SAVEPOINT a", "COMMIT", "BEGIN"):
         with pytest.raises(TransactionConflict):
             db.execute(statement)
@@ -390,19 +416,90 @@ def test_a_transaction_that_lost_its_lease_is_lost(db: dbapi.Connection, node: D
     db.execute("ROLLBACK")
     assert not db.in_transaction
     assert not node.leased
-    assert rows(db, "SELECT balance FROM account") == [(100,), (100,)]
+    assert rows(db, "SELECT balance FROM account") == [(1,), (100,)]
 
 
-def test_a_lease_lost_before_commit_is_a_conflict_and_ends_the_transaction(
+def test_a_write_that_changes_other_rows_now_is_another_answer(db: dbapi.Connection, node: DirectNode) -> None:
+    db.execute("BEGIN")
+    assert db.execute("UPDATE account SET balance = 0 WHERE balance = 100").rowcount == 2
+    node.foreign("UPDATE account SET balance = 50 WHERE id = 1")
+    with pytest.raises(TransactionConflict, match="UPDATE account SET balance = 0"):
+        db.commit()
+    db.rollback()
+    assert not db.in_transaction
+    assert rows(db, "SELECT balance FROM account") == [(50,), (100,)]
+
+
+def test_an_error_that_chose_the_branch_is_an_answer_although_its_savepoint_was_rolled_back(
     db: dbapi.Connection, node: DirectNode
+) -> None:
+    """The shape of get_or_create(): "it exists already" must still be so when the transaction is run again."""
+    db.execute("BEGIN")
+    db.execute("SAVEPOINT s")
+    with pytest.raises(IntegrityError):
+        db.execute("INSERT INTO account VALUES (1, 0)")
+    db.execute("ROLLBACK TO s")
+    db.execute("RELEASE s")
+    db.execute("INSERT INTO note VALUES ('already claimed')")
+    node.foreign("DELETE FROM account WHERE id = 1")
+    with pytest.raises(TransactionConflict, match="INSERT INTO account"):
+        db.commit()
+    db.rollback()
+    assert rows(db, "SELECT count(*) FROM note") == [(0,)]
+
+
+def test_savepoints_are_where_they_were_after_a_transaction_was_run_again(
+    db: dbapi.Connection, node: DirectNode
+) -> None:
+    db.execute("BEGIN")
+    db.execute("SAVEPOINT a")
+    db.execute("INSERT INTO note VALUES ('a')")
+    db.execute("SAVEPOINT b")
+    db.execute("INSERT INTO note VALUES ('b')")
+    node.foreign("UPDATE account SET balance = 1 WHERE id = 1")
+    db.execute("ROLLBACK TO b")
+    node.foreign("UPDATE account SET balance = 2 WHERE id = 1", moved=True)
+    assert rows(db, "SELECT * FROM note") == [("a",)]
+    db.execute("RELEASE a")
+    node.foreign("UPDATE account SET balance = 3 WHERE id = 1")
+    db.execute("COMMIT")
+    assert rows(db, "SELECT * FROM note") == [("a",)]
+    assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(3,)]
+
+
+def test_the_same_clock_and_chance_when_run_again(db: dbapi.Connection, node: DirectNode) -> None:
+    db.execute("BEGIN")
+    seen = rows(db, "SELECT random(), julianday('now')")
+    db.execute("INSERT INTO note VALUES (random())")
+    note = rows(db, "SELECT * FROM note")
+    node.foreign("UPDATE account SET balance = 1 WHERE id = 1")
+    db.execute("COMMIT")
+    assert rows(db, "SELECT * FROM note") == note
+    assert seen
+
+
+def test_a_deferred_foreign_key_stays_deferred_when_run_again(db: dbapi.Connection, node: DirectNode) -> None:
+    db.execute("PRAGMA defer_foreign_keys = 1")
+    db.execute("BEGIN")
+    db.execute("INSERT INTO note VALUES (1)")
+    node.foreign("UPDATE account SET balance = 1 WHERE id = 1")
+    db.execute("COMMIT")
+    assert [s.sql for s in node.submitted[-1].statements] == [
+        "PRAGMA defer_foreign_keys = 1",
+        "INSERT INTO note VALUES (1)",
+    ]
+
+
+def test_a_lease_that_does_not_come_back_in_time_ends_the_transaction(
+    db: dbapi.Connection, connect: Connect, node: DirectNode
 ) -> None:
     db.execute("BEGIN")
     db.execute("UPDATE account SET balance = 0")
     node.foreign("INSERT INTO note VALUES ('in between')")
-    with pytest.raises(TransactionConflict):
-        db.commit()
+    node.fail_next = LeaseTimeout("database is locked: somebody else")
+    with pytest.raises(TransactionConflict, match="somebody else"):
+        db.execute("INSERT INTO note VALUES (1)")
     db.rollback()
-    assert not db.in_transaction
     assert rows(db, "SELECT balance FROM account") == [(100,), (100,)]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
-from django_raftsqlite.node.core import Claim, Core, Message, Refused
+from django_raftsqlite.node.core import Core, Message, Refused
 from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt, Request, Requests
+from django_raftsqlite.node.turns import Lost, Turn, Turns
 from django_raftsqlite.raft.config import RaftView
 from django_raftsqlite.sqlite.entry import decode_entry
 from django_raftsqlite.sqlite.parts import Encoded
@@ -55,11 +55,14 @@ class Group:
         self.ports = {a: Port(self, a) for a in MEMBERS}
         self.requests = {a: Requests() for a in MEMBERS}
         self.origins = {a: Origin() for a in MEMBERS}
+        self.calls: deque[Callable[[], object]] = deque()
+        self.turns = {a: self.turns_of(a) for a in MEMBERS}
         self.cores = {
             a: Core(
                 a,
                 self.ports[a],
                 self.requests[a],
+                self.turns[a],
                 lease_timeout=lease_timeout,
                 clock=lambda: self.now,
                 wall=lambda: int(self.now * 1000),
@@ -67,6 +70,31 @@ class Group:
             )
             for a in MEMBERS
         }
+
+    def turns_of(self, address: str) -> Turns:
+        return Turns(
+            ask=lambda claim, who, nowait: self.calls.append(
+                lambda: self.cores[address].claim(claim, who, nowait=nowait)
+            ),
+            give_back=lambda claim: self.calls.append(lambda: self.cores[address].release(claim)),
+        )
+
+    def take(self, address: str, what: str, *, nowait: bool = False) -> Turn:
+        """A transaction of a member queues for its turn."""
+        turn = Turn(f"node {address}", what, nowait=nowait)
+        self.turns[address].take(turn)
+        self.call()
+        return turn
+
+    def take_granted(self, address: str, what: str) -> Turn:
+        turn = self.take(address, what)
+        self.deliver()
+        assert isinstance(turn.wait(0), int)
+        return turn
+
+    def call(self) -> None:
+        while self.calls:
+            self.calls.popleft()()
 
     def view_of(self, address: str) -> RaftView:
         others = frozenset(a for a in MEMBERS if a != address and frozenset((a, address)) not in self.cut)
@@ -84,9 +112,11 @@ class Group:
             self.cores[address].on_view(self.ports[address].view)
 
     def deliver(self) -> None:
+        self.call()
         while self.wire:
             source, target, message = self.wire.popleft()
             self.cores[target].on_message(source, message)
+            self.call()
 
     def request(
         self, address: str, payload: bytes = b"tx", lease: bytes | None = None, *, sent: bool = False
@@ -110,12 +140,6 @@ class Group:
         assert self.leader is not None
         for index in range(1, len(self.log) + 1):
             self.cores[self.leader].on_committed(index)
-
-
-def claim(group: Group, name: bytes, answers: list[Any], nowait: bool = False) -> Claim:
-    return Claim(
-        name, who=name.decode(), deadline=group.now + 5, nowait=nowait, granted=answers.append, refused=answers.append
-    )
 
 
 def test_a_followers_request_enters_the_log_through_the_leader() -> None:
@@ -203,89 +227,164 @@ def test_the_lease_is_granted_from_the_last_index_of_the_log_on() -> None:
     group = Group()
     group.elect("n1")
     group.cores["n1"].submit(group.request("n1", b"before"))
-    answers: list[Any] = []
-    group.cores["n2"].claim(claim(group, b"L", answers))
+    turn = group.take("n2", "first")
     group.deliver()
-    assert answers == [1]
+    assert turn.wait(0) == 1
 
 
 def test_a_grant_that_comes_too_late_is_given_back() -> None:
     group = Group()
     group.elect("n1")
-    answers: list[Any] = []
-    group.cores["n2"].claim(claim(group, b"L", answers))
+    turn = group.take("n2", "first")
     source, target, message = group.wire.popleft()
     group.cores[target].on_message(source, message)  # granted, on its way
-    group.cores["n2"].release(b"L")
+    group.turns["n2"].leave(turn)
     group.deliver()
     assert group.cores["n1"].sequencer.holder is None
 
 
-def test_an_idle_holder_is_told_that_its_lease_is_gone() -> None:
-    group = Group(lease_timeout=1.0)
+def test_a_node_is_told_that_others_wait_and_gives_the_lease_back_when_its_transaction_is_over() -> None:
+    group = Group()
     group.elect("n1")
-    answers: list[Any] = []
-    group.cores["n2"].claim(claim(group, b"L", answers))
+    turn = group.take("n2", "first")
     group.deliver()
     group.cores["n3"].submit(group.request("n3", b"waits"))
     group.deliver()
     assert group.log == []
-    group.now += 1.1
-    group.cores["n1"].tick()
+    group.turns["n2"].finish(turn)
     group.deliver()
-    assert isinstance(answers[-1], Refused) and answers[-1].reason == "revoked"
     assert group.payloads() == [[b"waits"]]
 
 
-def test_a_commit_goes_into_the_log_at_once_and_frees_the_lease() -> None:
+def test_a_lease_that_is_held_for_nothing_is_given_back_at_once() -> None:
     group = Group()
     group.elect("n1")
-    answers: list[Any] = []
-    group.cores["n2"].claim(claim(group, b"L", answers))
+    group.turns["n2"].finish(group.take_granted("n2", "first"))
     group.deliver()
+    assert group.cores["n1"].sequencer.holder is not None, "it stays with the node while nobody else wants it"
+    second = group.take("n3", "second")
+    group.deliver()
+    assert second.wait(0) == 0
+
+
+def test_a_nodes_own_autocommit_write_does_not_wait_for_a_lease_that_is_held_for_nothing() -> None:
+    group = Group()
+    group.elect("n1")
+    group.turns["n2"].finish(group.take_granted("n2", "first"))
+    group.cores["n2"].submit(group.request("n2", b"write"))
+    group.deliver()
+    assert group.payloads() == [[b"write"]]
+
+
+def test_nowait_gets_a_lease_that_is_held_for_nothing_elsewhere_and_no_other() -> None:
+    group = Group()
+    group.elect("n1")
+    first = group.take_granted("n2", "UPDATE the_first")
+    refused = group.take("n3", "second", nowait=True)
+    group.deliver()
+    answer = refused.wait(0)
+    assert isinstance(answer, Lost) and answer.reason == "locked" and "UPDATE the_first" in str(answer)
+    group.turns["n2"].finish(first)
+    third = group.take("n3", "third", nowait=True)
+    group.deliver()
+    assert third.wait(0) == 0
+
+
+def test_who_waits_knows_who_is_at_work() -> None:
+    group = Group()
+    group.elect("n1")
+    group.take_granted("n2", "UPDATE the_first")
+    second = group.take("n3", "second")
+    group.deliver()
+    assert "UPDATE the_first" in (group.turns["n3"].leave(second) or "")
+
+
+def test_a_node_that_does_not_answer_loses_the_lease_while_others_wait() -> None:
+    group = Group(lease_timeout=1.0)
+    group.elect("n1")
+    turn = group.take_granted("n2", "first")
     group.cores["n3"].submit(group.request("n3", b"waits"))
-    group.cores["n2"].submit(group.request("n2", b"commit", lease=b"L"))
+    group.deliver()
+    assert group.log == []
+    group.now += 2.1
+    group.cores["n1"].tick()
+    group.deliver()
+    assert turn.lost is not None and "nothing was heard" in turn.lost
+    assert group.payloads() == [[b"waits"]]
+
+
+def test_a_node_that_answers_keeps_the_lease_for_a_transaction_at_work() -> None:
+    group = Group(lease_timeout=1.0)
+    group.elect("n1")
+    turn = group.take_granted("n2", "first")
+    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.deliver()
+    for _ in range(5):
+        group.now += 1.0
+        group.cores["n2"].touch()
+        group.deliver()
+        group.cores["n1"].tick()
+        group.deliver()
+    assert turn.lost is None and group.log == []
+
+
+def test_commits_go_into_the_log_at_once_and_the_writes_behind_when_the_lease_is_back() -> None:
+    group = Group()
+    group.elect("n1")
+    turn = group.take_granted("n2", "first")
+    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.cores["n2"].submit(group.request("n2", b"commit", lease=turn.claim))
     group.deliver()
     group.commit_all()
-    assert group.payloads() == [[b"commit"], [b"waits"]] or group.payloads() == [[b"commit", b"waits"]]
+    assert group.payloads() == [[b"commit"]]
+    group.turns["n2"].finish(turn)
+    group.deliver()
+    assert group.payloads() == [[b"commit"], [b"waits"]]
 
 
 def test_a_commit_that_outlived_its_leader_enters_the_log_again_although_the_lease_went_on() -> None:
     """The first leader may have replicated it. Only apply knows, and its author gets apply's answer."""
     group = Group()
     group.elect("n1")
-    answers: list[Any] = []
-    group.cores["n2"].claim(claim(group, b"L1", answers))
-    group.deliver()
-    commit = group.request("n2", b"commit", lease=b"L1")
+    turn = group.take_granted("n2", "first")
+    commit = group.request("n2", b"commit", lease=turn.claim)
     group.cores["n2"].submit(commit)
     group.wire.clear()  # the leader died with it, or after it was in the log
-    other: list[Any] = []
     group.leader, group.term = "n3", group.term + 1
     for address in ("n1", "n3"):  # n2 hears of the new leader later
         group.ports[address].view = group.view_of(address)
         group.cores[address].on_view(group.ports[address].view)
-    group.cores["n3"].claim(claim(group, b"L3", other))
-    assert other == [0], "the lease is another's"
+    other = group.take("n3", "other")
+    assert other.wait(0) == 0, "the lease is another's"
     group.refresh()
     group.deliver()
     assert group.payloads() == [[b"commit"]]
     assert not commit.decided
 
 
+def test_a_transaction_that_outlived_its_leader_asks_the_next_one_for_the_lease() -> None:
+    group = Group()
+    group.elect("n1")
+    group.take_granted("n2", "first")
+    group.elect("n3")
+    group.deliver()
+    holder = group.cores["n3"].sequencer.holder
+    assert holder is not None and holder.source == "n2"
+
+
 def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_again() -> None:
     group = Group()
     group.elect("n1")
-    group.cores["n1"].claim(claim(group, b"L", []))
+    turn = group.take("n1", "first")
     group.cores["n2"].submit(group.request("n2", b"queued"))
     group.deliver()
     assert group.log == []
     group.elect("n3")
     group.deliver()
     assert len(group.cores["n1"].sequencer) == 0
-    assert b"queued" in [payload for entry in group.payloads() for payload in entry] or len(
-        group.cores["n3"].sequencer
-    )
+    group.turns["n1"].finish(turn)
+    group.deliver()
+    assert group.payloads() == [[b"queued"]]
 
 
 def test_readers_that_wait_share_one_confirmation_and_later_ones_wait_for_the_next() -> None:

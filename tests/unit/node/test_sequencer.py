@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django_raftsqlite.node.sequencer import MAX_BATCH_ITEMS, Lease, Sequencer, Write
+from django_raftsqlite.node.sequencer import LEASE_GRACE, MAX_BATCH_ITEMS, RUN, Lease, Sequencer, Write
 from django_raftsqlite.sqlite.entry import Item, ItemKind
 
 FOREVER = float("inf")
@@ -12,8 +12,8 @@ def write(name: str, *, solo: bool = False, size: int = 10, deadline: float = FO
     return Write(name.encode(), Item(ItemKind.TRANSACTION, b"x" * size), solo, source, deadline)
 
 
-def lease(name: str, *, source: str = "a", deadline: float = FOREVER) -> Lease:
-    return Lease(name.encode(), source, deadline, f"holder {name}")
+def lease(name: str, *, source: str = "a", nowait: bool = False) -> Lease:
+    return Lease(name.encode(), source, f"holder {name}", nowait)
 
 
 def names(batch: list[Write]) -> list[str]:
@@ -64,7 +64,7 @@ def test_a_request_that_is_sent_again_is_queued_once_until_it_is_settled() -> No
 def test_the_lease_is_granted_in_order_of_arrival_and_stops_the_writes_behind_it() -> None:
     sequencer = Sequencer(1.0)
     sequencer.submit(write("before"))
-    assert sequencer.request_lease(lease("L1"), nowait=False) is None
+    assert sequencer.request_lease(lease("L1")) is None
     sequencer.submit(write("behind"))
     assert sequencer.next_grant(0.0) is None, "the write before it goes first"
     assert names(sequencer.next_batch()[0]) == ["before"]
@@ -75,20 +75,34 @@ def test_the_lease_is_granted_in_order_of_arrival_and_stops_the_writes_behind_it
     assert names(sequencer.next_batch()[0]) == ["behind"]
 
 
-def test_the_holders_commit_goes_ahead_of_everybody_and_ends_its_lease() -> None:
+def test_the_holders_commits_go_ahead_of_everybody_and_its_lease_goes_on() -> None:
     sequencer = Sequencer(1.0)
-    sequencer.request_lease(lease("L1"), nowait=False)
-    assert sequencer.next_grant(0.0) is not None
+    sequencer.request_lease(lease("L1"))
+    granted = sequencer.next_grant(0.0)
     sequencer.submit(write("waiting"))
-    assert sequencer.commit(b"L1", write("commit")) is None
-    batch, _ = sequencer.next_batch()
-    assert names(batch) == ["commit", "waiting"]
-    assert sequencer.holder is None
+    assert sequencer.commit(b"L1", write("first")) is None
+    assert sequencer.commit(b"L1", write("second")) is None
+    assert names(sequencer.next_batch()[0]) == ["first", "second"], "a run shares one entry"
+    assert sequencer.holder is granted
+    sequencer.release(b"L1")
+    assert names(sequencer.next_batch()[0]) == ["waiting"]
+
+
+def test_a_holders_node_is_told_once_that_others_wait_and_for_how_long_it_may_go_on() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"))
+    sequencer.next_grant(0.0)
+    assert sequencer.wanted(0.0) is None
+    sequencer.submit(write("waits"))
+    told = sequencer.wanted(0.0)
+    assert told is not None and told.id == b"L1"
+    assert told.run(0.0) == RUN and told.run(RUN) == 0.0
+    assert sequencer.wanted(0.0) is None
 
 
 def test_a_commit_whose_lease_went_to_another_is_refused_as_a_conflict() -> None:
     sequencer = Sequencer(1.0)
-    sequencer.request_lease(lease("L2", source="b"), nowait=False)
+    sequencer.request_lease(lease("L2", source="b"))
     sequencer.next_grant(0.0)
     refusal = sequencer.commit(b"L1", write("late"))
     assert refusal is not None and refusal.reason == "conflict" and refusal.subject == b"late"
@@ -105,7 +119,7 @@ def test_a_commit_without_a_lease_is_left_to_its_base_when_nobody_holds_one() ->
 def test_a_commit_that_was_sent_before_is_left_to_apply_whoever_holds_the_lease_now() -> None:
     """An earlier leader may have put it into the log: a refusal would leave its author without an answer."""
     sequencer = Sequencer(1.0)
-    sequencer.request_lease(lease("L2", source="b"), nowait=False)
+    sequencer.request_lease(lease("L2", source="b"))
     granted = sequencer.next_grant(0.0)
     assert sequencer.commit(b"L1", write("sent to the leader before"), again=True) is None
     assert names(sequencer.next_batch()[0]) == ["sent to the leader before"]
@@ -114,46 +128,78 @@ def test_a_commit_that_was_sent_before_is_left_to_apply_whoever_holds_the_lease_
 
 def test_what_waits_past_its_deadline_is_refused_and_never_enters_the_log() -> None:
     sequencer = Sequencer(None)
-    sequencer.request_lease(lease("L1"), nowait=False)
+    sequencer.request_lease(lease("L1"))
     sequencer.next_grant(0.0)
     sequencer.submit(write("w", deadline=5.0))
-    sequencer.request_lease(lease("L2", deadline=5.0), nowait=False)
     assert list(sequencer.expire(4.9)) == []
-    refused = {r.subject: r for r in sequencer.expire(5.0)}
-    assert set(refused) == {b"w", b"L2"}
-    assert "database is locked" in refused[b"w"].text and "holder L1" in refused[b"w"].text
+    (refused,) = sequencer.expire(5.0)
+    assert refused.subject == b"w"
+    assert "database is locked" in refused.text and "holder L1" in refused.text
     sequencer.release(b"L1")
     assert sequencer.next_batch() == ([], False)
     sequencer.submit(write("w"))
     assert names(sequencer.next_batch()[0]) == ["w"], "its author may try again"
 
 
-def test_an_idle_holder_loses_the_lease_only_when_others_wait() -> None:
+def test_a_node_that_is_silent_loses_the_lease_only_when_others_wait() -> None:
+    """Its own node ends an idle transaction; the leader takes the lease from a node that does not even do that."""
     sequencer = Sequencer(1.0)
-    sequencer.request_lease(lease("L1"), nowait=False)
+    sequencer.request_lease(lease("L1"))
     sequencer.next_grant(0.0)
     assert list(sequencer.expire(100.0)) == []
     sequencer.submit(write("waits"))
-    sequencer.touch(b"L1", 100.0)
-    assert list(sequencer.expire(100.9)) == []
-    (refusal,) = sequencer.expire(101.0)
+    assert sequencer.touch(b"L1", "at work", 100.0)
+    assert list(sequencer.expire(100.9 + LEASE_GRACE)) == []
+    (refusal,) = sequencer.expire(101.0 + LEASE_GRACE)
     assert (refusal.reason, refusal.subject) == ("revoked", b"L1")
+    assert not sequencer.touch(b"L1", "back", 103.0)
     assert names(sequencer.next_batch()[0]) == ["waits"]
 
 
-def test_nowait_is_refused_at_once_when_the_lease_is_taken_or_wanted() -> None:
-    sequencer = Sequencer(1.0)
-    assert sequencer.request_lease(lease("L1"), nowait=True) is None
+def test_a_lease_that_is_never_recalled_stays_with_a_silent_node() -> None:
+    sequencer = Sequencer(None)
+    sequencer.request_lease(lease("L1"))
     sequencer.next_grant(0.0)
-    refusal = sequencer.request_lease(lease("L2"), nowait=True)
+    sequencer.submit(write("waits"))
+    assert list(sequencer.expire(1e6)) == []
+
+
+def test_nowait_is_refused_at_once_when_others_wait() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"))
+    sequencer.next_grant(0.0)
+    sequencer.request_lease(lease("L2"))
+    refusal = sequencer.request_lease(lease("L3", nowait=True))
     assert refusal is not None and refusal.reason == "locked" and "holder L1" in refusal.text
+
+
+def test_nowait_is_refused_when_the_holders_node_says_that_a_transaction_is_at_work() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"))
+    sequencer.next_grant(0.0)
+    assert sequencer.request_lease(lease("L2", nowait=True)) is None
+    assert sequencer.wanted(0.0) is not None, "the lease may be held for nothing"
+    (refusal,) = sequencer.busy()
+    assert (refusal.subject, refusal.reason) == (b"L2", "locked") and "NOWAIT" in refusal.text
+    sequencer.release(b"L1")
+    assert sequencer.next_grant(0.0) is None
+
+
+def test_nowait_gets_a_lease_that_was_held_for_nothing() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"))
+    sequencer.next_grant(0.0)
+    sequencer.request_lease(lease("L2", nowait=True))
+    sequencer.release(b"L1")
+    granted = sequencer.next_grant(0.0)
+    assert granted is not None and granted.id == b"L2"
 
 
 def test_a_lost_member_takes_its_lease_and_claims_along_but_not_its_writes() -> None:
     sequencer = Sequencer(1.0)
-    sequencer.request_lease(lease("L1", source="b"), nowait=False)
+    sequencer.request_lease(lease("L1", source="b"))
     sequencer.next_grant(0.0)
-    sequencer.request_lease(lease("L2", source="b"), nowait=False)
+    sequencer.request_lease(lease("L2", source="b"))
     sequencer.submit(write("w", source="b"))
     sequencer.forget_source("b")
     assert sequencer.holder is None
@@ -164,10 +210,10 @@ def test_a_lost_member_takes_its_lease_and_claims_along_but_not_its_writes() -> 
 def test_a_claim_sent_again_keeps_its_place() -> None:
     sequencer = Sequencer(1.0)
     for name in ("L1", "L2", "L1"):
-        sequencer.request_lease(lease(name), nowait=False)
+        sequencer.request_lease(lease(name))
     first = sequencer.next_grant(0.0)
     assert first is not None and first.id == b"L1"
-    sequencer.request_lease(lease("L1"), nowait=False)  # it holds the lease by now
+    sequencer.request_lease(lease("L1"))  # it holds the lease by now
     sequencer.release(b"L1")
     second = sequencer.next_grant(0.0)
     assert second is not None and second.id == b"L2"
