@@ -337,9 +337,14 @@ class Consensus(SyncObj):  # type: ignore[misc]
         return self.is_leader and self.commit_index > self._announced
 
     def announce(self) -> None:
-        """Tell the followers the commit index, unless entries that were sent meanwhile have told them."""
+        """Tell the followers the commit index, unless entries that were sent meanwhile have told them.
+
+        No heartbeat: most followers do not answer, and the time of the next heartbeat stays.
+        """
         if self.announcement_due:
-            self._SyncObj__sendAppendEntries()
+            self._announced = self.commit_index
+            for peer in self._nodes:
+                self._send_entries(peer, quiet=True)
 
     def replied(self, peer: str, message: dict[str, Any]) -> None:
         """After pysyncobj handled a next_node_idx: keep what it forgets about what is under way."""
@@ -389,8 +394,11 @@ class Consensus(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftNextIndex[self._nodes[peer]] = self.match(peer) + 1
             self._progress[peer].probing = False
 
-    def _send_entries(self, peer: str) -> None:
-        """One append_entries at least, a heartbeat if there is nothing else; more while the window is open."""
+    def _send_entries(self, peer: str, *, quiet: bool = False) -> None:
+        """One append_entries at least, a heartbeat if there is nothing else; more while the window is open.
+
+        ``quiet``: without entries it is to tell the commit index alone, and wants no answer.
+        """
         node, progress = self._nodes[peer], self._progress[peer]
         if node not in self._SyncObj__connectedNodes:
             return
@@ -407,6 +415,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
                     "prevLogIdx": start - 1,
                     "prevLogTerm": self.log.term_at(start - 1),
                     "entries": entries,
+                    "quiet": quiet and not entries and not progress.probing,
                 },
             )
             if not (sent and entries):

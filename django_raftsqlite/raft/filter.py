@@ -4,7 +4,8 @@ pysyncobj's handlers trust what they are given, and its replies do not say what 
 makes them safe (Raft paper section 5.3, thesis 9.6). It is pure: it looks at the member's state and decides.
 
 Every message but ``higher_term`` and ``timeout_now`` is either a question with a ``seq``, unique in the life of its
-sender, or an answer with the ``re`` of its question; answers carry the term of the member that gives them.
+sender, or an answer with the ``re`` of its question; answers carry the term of the member that gives them. A
+``quiet`` append_entries tells the commit index alone: it is answered only by a member whose log does not match.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ _FIELDS: Mapping[str, Mapping[str, _Check]] = {
         "prevLogIdx": _is_int,
         "prevLogTerm": _is_int,
         "entries": _is_list,
+        "quiet": _is_bool,
     },
     "next_node_idx": {**_ANSWER, "next_node_idx": _is_int, "reset": _is_bool, "success": _is_bool},
     "request_vote": {**_ELECTION, "transfer": _is_bool},
@@ -123,6 +125,8 @@ def _entries(message: Mapping[str, Any]) -> list[tuple[bytes, int, int]]:
     index, term = message["prevLogIdx"], message["prevLogTerm"]
     if index < 1 or term > message["term"]:
         raise ProtocolViolation("append_entries: the entry before cannot be")
+    if message["quiet"] and message["entries"]:
+        raise ProtocolViolation("append_entries: entries want an answer")
     for entry in message["entries"]:
         if not (_is_list(entry) and len(entry) == 3):
             raise ProtocolViolation("append_entries: an entry is not valid")

@@ -29,7 +29,7 @@ import msgpack
 from .frames import MAX_HELLO
 
 MAGIC = "django-raftsqlite"
-PROTOCOL = 1
+PROTOCOL = 2
 
 REFUSE = frozenset({"architecture", "functions", "sqlite"})
 """Facts whose difference could make two nodes compute different rows from the same log."""

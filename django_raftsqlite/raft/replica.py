@@ -55,6 +55,7 @@ class Replica:
         self._connected: frozenset[str] = frozenset()
         self._held: list[tuple[str, int, Message]] = []
         self._answering: int | None = None
+        self._quiet = False
         self._filter = Filter()
         self._prevote = PreVote(len(config.peers))
         self._reads = ReadIndex(len(config.peers))
@@ -191,10 +192,12 @@ class Replica:
         if kind in ANSWERS and message["re"] > self.seq:
             raise ProtocolViolation(f"{kind}: answers a question that was never asked")
         self._answering = message.get("seq")
+        self._quiet = message.get("quiet", False)
         try:
             self._handle(peer, kind, message)
         finally:
             self._answering = None
+            self._quiet = False
             self._after()
 
     def _handle(self, peer: str, kind: str, message: Message) -> None:
@@ -250,6 +253,8 @@ class Replica:
     def _send(self, peer: str, message: Message) -> bool:
         """Stamp a message and send it, or hold it if it promises what is not on the disk."""
         kind = message["type"]
+        if self._quiet and kind == "next_node_idx" and message["success"]:
+            return True  # It would tell the leader what it knows.
         if kind in ("append_entries", "next_node_idx", "request_vote", "response_vote", "timeout_now"):
             transfer = self._transfer_term == message.get("term")
             message = self._filter.outgoing(message, self, transfer=transfer)

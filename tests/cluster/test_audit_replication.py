@@ -350,3 +350,62 @@ def test_r20_a_lagging_follower_gets_no_more_than_the_window_at_once(clock: Cloc
     shell.receive("b", acknowledge(4))
     more = sum(len(e[0]) for peer, m in shell.sent if peer == "b" for e in m["entries"])
     assert more > under_way, "an acknowledgement opens the window"
+
+
+# Telling the commit index
+
+
+def test_followers_are_told_the_commit_index_without_being_asked_for_an_answer(clock: Clock, shell: Shell) -> None:
+    """An answer would tell the leader nothing, and cost it as much as the acknowledgement of an entry."""
+    shell.elect(clock)
+    for peer in "bc":
+        shell.receive(peer, acknowledge(2))
+    del shell.sent[:]
+    shell.replica.propose(b"x")
+    shell.replica.flush()
+    for peer in "bc":
+        shell.receive(peer, acknowledge(3))
+    shell.replica.announce()
+    told = shell.sent_of("append_entries")
+    assert [(m["commit_index"], len(m["entries"]), m["quiet"]) for m in told] == [(2, 1, False)] * 2 + [
+        (3, 0, True)
+    ] * 2
+
+
+def test_a_quiet_append_entries_is_answered_only_where_the_log_does_not_match(shell: Shell) -> None:
+    """Its commit index counts in both cases as far as the logs agree."""
+    shell.receive("b", append_entries(1, (1, 0), FIVE))
+    del shell.sent[:]
+    shell.receive("b", {**append_entries(1, (6, 1), commit=6), "quiet": True})
+    assert (shell.commit_index, shell.sent) == (6, [])
+    shell.receive("b", {**append_entries(1, (9, 1), commit=9), "quiet": True})
+    assert (shell.commit_index, [m["reset"] for m in shell.sent_of("next_node_idx")]) == (6, [True])
+    shell.receive("b", append_entries(1, (6, 1), commit=6))
+    assert shell.sent_of("next_node_idx")[-1]["success"], "a heartbeat is answered as ever"
+
+
+def test_a_leader_asks_aloud_while_it_does_not_know_the_end_of_a_log(clock: Clock, shell: Shell) -> None:
+    """A peer that was not heard of yet is brought up to date by its answer, so there must be one."""
+    shell.elect(clock)
+    shell.receive("b", acknowledge(2))
+    del shell.sent[:]
+    shell.replica.announce()
+    quiet = {peer: m["quiet"] for peer, m in shell.sent}
+    assert quiet == {"b": True, "c": False}
+
+
+def test_announcements_do_not_put_off_the_heartbeat_that_is_answered(clock: Clock, shell: Shell) -> None:
+    """Else a leader that only announces would hear of nobody, and step down."""
+    shell.elect(clock)
+    for peer in "bc":
+        shell.receive(peer, acknowledge(2))
+    del shell.sent[:]
+    for index in range(3, 23):
+        clock.now += shell.config.heartbeat / 4
+        shell.replica.propose(b"x")
+        for peer in "bc":
+            shell.receive(peer, acknowledge(index))
+        shell.replica.announce()
+        shell.tick()
+    aloud = [m for m in shell.sent_of("append_entries") if not m["entries"] and not m["quiet"]]
+    assert len(aloud) >= 2 * 4

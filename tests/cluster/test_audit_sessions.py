@@ -109,6 +109,7 @@ BAD_APPENDS = {
     "no previous entry": {"prevLogIdx": None},
     "previous entry zero": {"prevLogIdx": 0},
     "a previous term above the term": {"prevLogTerm": 2},
+    "entries that want no answer": {"entries": [(b"\x00x", 2, 1)], "quiet": True},
     "entries that are no list": {"entries": b"xx"},
     "an entry that is no triple": {"entries": [(b"\x00x", 2)]},
     "a command that is no bytes": {"entries": [("x", 2, 1)]},

@@ -59,6 +59,7 @@ def append_entries(
         "prevLogIdx": prev[0],
         "prevLogTerm": prev[1],
         "entries": entries or [],
+        "quiet": False,
     }
 
 
