@@ -73,15 +73,16 @@ class ScratchLane:
                     self._turn.lost = self._turn.lost or "another transaction of this node got the write lease"
                 self._scratch_back()
             self._turn = turn
-            while True:
-                turn.moved = False
-                base = self._stack(pragmas)
-                if base is not None:
-                    return base
-                self._scratch.rollback()
-                if not self._settled.wait(max(deadline - time.monotonic(), 0)) and time.monotonic() >= deadline:
-                    raise LeaseLost("the transaction before it is still being committed")
-                self._check_lease(turn)
+            with self._busy(turn):
+                while True:
+                    turn.moved = False
+                    base = self._stack(pragmas)
+                    if base is not None:
+                        return base
+                    self._scratch.rollback()
+                    if not self._settled.wait(max(deadline - time.monotonic(), 0)):
+                        raise LeaseLost("the transaction before it is still being committed")
+                    self._check_lease(turn)
 
     def execute(self, turn: Turn, statements: Sequence[Statement]) -> tuple[list[Ran], bool]:
         """Run statements; the results of all, or of those up to the one that ended the transaction, and whether it
@@ -134,9 +135,11 @@ class ScratchLane:
 
     def forget(self, request: RequestId) -> None:
         """It was not committed, or its author has given up: nothing may be based on it any more."""
-        with self._mutex:
-            if any(committing.request == request for committing in self._committing):
-                self._broken()
+        if any(committing.request == request for committing in self._committing):
+            with self._preempting():
+                if any(committing.request == request for committing in self._committing):
+                    self._committing = []
+                    self._settled.notify_all()
 
     def interrupt(self, turn: Turn) -> None:
         """Its lease is gone (``lost`` says why): stop its running statement. Does not wait; any thread."""
@@ -146,6 +149,17 @@ class ScratchLane:
     @contextmanager
     def apply(self) -> Iterator[Callable[[Iterable[tuple[RequestId, Outcome]]], None]]:
         """Hold the lane for one entry. What is yielded is to be told the outcomes before the lane is left."""
+        with self._preempting():
+            yield self._applied
+
+    def close(self) -> None:
+        """Roll back and close scratch."""
+        with self.apply():
+            self._scratch.close()
+
+    @contextmanager
+    def _preempting(self) -> Iterator[None]:
+        """Hold the mutex, with scratch rolled back; a statement that runs there is interrupted."""
         while not self._mutex.acquire(timeout=INTERRUPT_EVERY):
             turn = self._turn
             if turn is not None and turn.busy:
@@ -153,14 +167,9 @@ class ScratchLane:
                 self._scratch.interrupt()
         try:
             self._scratch_back()
-            yield self._applied
+            yield
         finally:
             self._mutex.release()
-
-    def close(self) -> None:
-        """Roll back and close scratch."""
-        with self.apply():
-            self._scratch.close()
 
     # Under the mutex --------------------------------------------------------------------------------------
 
@@ -174,11 +183,6 @@ class ScratchLane:
         if any(decided[c.request].status is not Status.DONE for c in self._committing if c.request in decided):
             kept = []  # what lies on top of a transaction that failed will find its base gone
         self._committing = kept
-        self._settled.notify_all()
-
-    def _broken(self) -> None:
-        self._committing = []
-        self._scratch_back()
         self._settled.notify_all()
 
     def _stack(self, pragmas: Mapping[str, int]) -> Base | None:
@@ -237,11 +241,16 @@ class ScratchLane:
             if self._turn is not turn:
                 turn.lost = turn.lost or "its place was taken"
             self._check(turn)
-            turn.busy = True
-            began = time.monotonic()
-            try:
+            with self._busy(turn):
                 yield
-            finally:
-                turn.busy = False
-                turn.used = time.monotonic()
-                turn.worked += turn.used - began
+
+    @contextmanager
+    def _busy(self, turn: Turn) -> Iterator[None]:
+        turn.busy = True
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            turn.busy = False
+            turn.used = time.monotonic()
+            turn.worked += turn.used - began

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..exceptions import OperationalError
-from ..sqlite.entry import Base, Outcome, Result, Statement, Status
+from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import NodeFault, StatementError
 from .api import LeaseLost
 from .lane import ScratchLane
@@ -94,17 +94,14 @@ class LocalSession:
             self._check_foreign_keys()
             self._lane.commits(self._turn, request)
         self._over = True
-        outcome: Outcome | None = None
         try:
-            outcome = self._execute(request, timeout=timeout, sent=self._finish)
+            return self._execute(request, timeout=timeout, sent=self._finish)
         except LeaseLost:
             self._turns.stolen(self._turn)
             raise
         finally:
-            if outcome is None or outcome.status is not Status.DONE:
-                self._lane.forget(request.id)
+            self._lane.forget(request.id)  # where it was applied, that is known already
             self._finish()
-        return outcome
 
     def rollback(self) -> None:
         """See BackendSession."""
