@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import FORMAT_QMARK_REGEX
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteDatabaseWrapper
@@ -104,6 +105,20 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
         self.validate_thread_sharing()
         # Not the parent's: its close() keeps databases in memory open, and there are none here.
         BaseDatabaseWrapper.close(self)
+
+    # atomic() hides errors of ROLLBACK TO and of the RELEASE after it, and then ends the outer block by a rollback as
+    # quietly as by a COMMIT. Of a transaction that is lost the next statement tells instead, or COMMIT.
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        try:
+            super()._savepoint_rollback(sid)  # type: ignore[misc]
+        except Error:
+            if not self.connection.lost:
+                raise
+
+    def _savepoint_commit(self, sid: str) -> None:
+        if not self.connection.lost:
+            super()._savepoint_commit(sid)  # type: ignore[misc]
 
     def is_usable(self) -> bool:
         """A connection outlives every error of the group; only a closed one, or a forked parent's, is of no use."""

@@ -150,6 +150,12 @@ class Connection:
         return self._executor.transaction is not None
 
     @property
+    def lost(self) -> bool:
+        """Whether a transaction is open of which nothing is left: all but its ROLLBACK raises TransactionConflict."""
+        transaction = self._executor.transaction
+        return transaction is not None and transaction.lost is not None
+
+    @property
     def timeout(self) -> float:
         """Seconds that each wait for the group may take."""
         return self._executor.timeout

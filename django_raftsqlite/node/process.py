@@ -83,14 +83,14 @@ class ProcessNode:
         return self._closed
 
     def backend(self, deadline: float | None = None) -> Backend:
-        """The hosted or attached node. Raises OperationalError when neither can be had in time."""
+        """The hosted or attached node. Raises OperationalError when there is none, Unavailable when not in time."""
         backend = self._backend
         if backend is not None and not backend.lost:
             return backend
         if deadline is None:
             deadline = time.monotonic() + self.config.timeout
         if not self._mutex.acquire(timeout=max(deadline - time.monotonic(), SHORTEST_WAIT)):
-            raise OperationalError(f"the node of {self.config.name} was not opened in time by another thread")
+            raise Unavailable(f"the node of {self.config.name} was not opened in time by another thread", "too slow")
         try:
             backend = self._backend
             if backend is not None and backend.lost:
@@ -311,7 +311,10 @@ class ProcessNode:
             except (OSError, HostLost) as error:
                 problem = str(error)
             if self._closed or time.monotonic() > deadline:
-                raise OperationalError(self._nobody(problem, None if lock is None else lock.holder))
+                text = self._nobody(problem, None if lock is None else lock.holder)
+                if lock is None and self._readers is None:  # never yet: rather a mistake than a fault
+                    raise OperationalError(text)
+                raise Unavailable(text, "too slow")
             time.sleep(RETRY)
 
     def _attach(self) -> AttachedNode:

@@ -32,3 +32,31 @@ class Event(models.Model):
 
     def __str__(self):
         return self.text
+
+
+class Series(models.Model):
+    """A list that is only appended to, in one column: who writes back an old state takes others' values away."""
+
+    name = models.CharField(max_length=40, unique=True)
+    items = models.TextField(default="", blank=True)  # values with a comma behind each
+
+    class Meta:
+        ordering = ["pk"]
+        verbose_name_plural = "series"
+
+    def __str__(self):
+        return self.name
+
+
+class Entry(models.Model):
+    """A value of a list in rows, in the order of their keys: who reads the list is hurt by rows that appear."""
+
+    series = models.CharField(max_length=40, db_index=True)
+    value = models.CharField(max_length=80)
+
+    class Meta:
+        ordering = ["pk"]
+        verbose_name_plural = "entries"
+
+    def __str__(self):
+        return self.value

@@ -10,13 +10,15 @@ from typing import Any
 
 from django.core.management import call_command
 from django.db import connection, transaction
-from ledger.models import Account, Event
+from ledger.models import Account, Event, Series
 
 from django_raftsqlite import reads
 from django_raftsqlite.configuration import configure
 from django_raftsqlite.consistency import Level
 from django_raftsqlite.node import registry
 
+from .contention import contend
+from .histories import Undone, read_lists
 from .workloads import OPENING_BALANCE, Load, account_rows
 
 _load: Load | None = None
@@ -61,9 +63,10 @@ def texts() -> list[str]:
     return list(Event.objects.values_list("text", flat=True))
 
 
-def balances() -> dict[str, int]:
+def balances(level: Level | None = None) -> dict[str, int]:
     """Every account's balance, by name."""
-    return dict(Account.objects.values_list("name", "balance"))
+    with contextlib.nullcontext() if level is None else reads(level):
+        return dict(Account.objects.values_list("name", "balance"))
 
 
 def accounts() -> dict[str, int]:
@@ -99,6 +102,14 @@ def commit() -> None:
     _blocks.open.pop().__exit__(None, None, None)
 
 
+def undo() -> None:
+    """Leave atomic() by an exception that nobody else hears of."""
+    with contextlib.suppress(Undone):
+        error = Undone()
+        if not _blocks.open.pop().__exit__(Undone, error, None):
+            raise error
+
+
 def lock_account(name: str) -> int:
     """select_for_update() of one account; its balance."""
     return int(Account.objects.select_for_update().get(name=name).balance)
@@ -109,11 +120,22 @@ def set_balance(name: str, balance: int) -> None:
     Account.objects.filter(name=name).update(balance=balance)
 
 
-def start_load(path: str, seed: int, tag: str, kinds: dict[str, int]) -> None:
+def open_lists(keys: list[str]) -> None:
+    """Empty lists for the histories."""
+    Series.objects.bulk_create([Series(name=key) for key in keys])
+
+
+def lists(keys: list[str], level: Level) -> dict[str, list[str]]:
+    """The lists of the histories."""
+    with reads(level):
+        return read_lists(keys)
+
+
+def start_load(path: str, seed: int, tag: str, kinds: dict[str, int], history: dict[str, Any] | None = None) -> None:
     """Begin to work; see workloads."""
     global _load  # noqa: PLW0603 - one load per process
     assert _load is None
-    _load = Load(Path(path), seed=seed, tag=tag, kinds=kinds)
+    _load = Load(Path(path), seed=seed, tag=tag, kinds=kinds, history=history)
 
 
 def stop_load() -> None:
@@ -144,8 +166,12 @@ VERBS: dict[str, Callable[..., Any]] = {
         sql,
         begin,
         commit,
+        undo,
         lock_account,
         set_balance,
+        open_lists,
+        lists,
+        contend,
         start_load,
         stop_load,
     )

@@ -21,8 +21,11 @@ from django.db.models import F, Sum
 from ledger.models import Account, Event
 from ledger.services import InsufficientFunds, transfer
 
-from django_raftsqlite import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable, reads
+from django_raftsqlite import CommitOutcomeUnknown, Unavailable, reads
 from django_raftsqlite.consistency import LEVELS, Level
+from tests.support.history import Recorder
+
+from .histories import SURELY_NOT, Histories
 
 OPENING_BALANCE = 1000
 PAUSE_AFTER_FAILURE = 0.05
@@ -44,11 +47,25 @@ class Protocol:
 
 
 class Load:
-    """Threads that work until told to stop; ``kinds`` maps the methods below to how many run each."""
+    """Threads that work until told to stop; ``kinds`` maps the methods below to how many run each.
 
-    def __init__(self, protocol: Path, *, seed: int, tag: str, kinds: dict[str, int]) -> None:
+    ``history`` has the file, the node and the start of what is recorded by the kind of that name.
+    """
+
+    def __init__(
+        self, protocol: Path, *, seed: int, tag: str, kinds: dict[str, int], history: dict[str, Any] | None = None
+    ) -> None:
         self._protocol = Protocol(protocol)
         self._stop = threading.Event()
+        self._recorder: Recorder | None = None
+        if history is not None:
+            self._recorder = Recorder(Path(history["path"]), tag=tag, node=history["node"])
+            self._histories = Histories(
+                self._recorder,
+                history["started"],
+                lambda text, detail: self._protocol.write("wrong", "recorded", text, detail),
+                self._stop.wait,
+            )
         self._threads = [
             threading.Thread(target=self._run, args=(kind, f"{tag}.{kind[0]}{n}", random.Random(f"{seed}{kind}{n}")))
             for kind, count in kinds.items()
@@ -62,6 +79,8 @@ class Load:
         for thread in self._threads:
             thread.join()
         self._protocol.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _run(self, kind: str, who: str, rng: random.Random) -> None:
         try:
@@ -147,6 +166,10 @@ class Load:
 
         self._attempt("transfer", f"transfer {source} {target} {amount} {text}", move)
 
+    def _recorded(self, text: str, rng: random.Random) -> None:
+        """Whatever an application does, recorded."""
+        self._histories.work(text, rng)
+
     def _audit(self, text: str, rng: random.Random) -> None:
         """Whatever is read, however: the total is what it was at the start."""
         level: Level = rng.choice(LEVELS)
@@ -199,8 +222,7 @@ class Load:
 
 def judge(kind: str, text: str, error: Exception) -> tuple[str, str, str, str]:
     """What an error promises about its attempt, by its class: what may happen under faults, and what may not."""
-    surely_not = isinstance(error, TransactionConflict | Unavailable | LeaseTimeout | HostLost)
-    return "no" if surely_not else "wrong", kind, text, f"{type(error).__name__}: {error}"
+    return "no" if isinstance(error, SURELY_NOT) else "wrong", kind, text, f"{type(error).__name__}: {error}"
 
 
 def account_rows() -> Any:
