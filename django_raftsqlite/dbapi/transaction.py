@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import apsw
 
-from ..exceptions import Error, HostLost, LeaseTimeout, TransactionConflict
+from ..exceptions import HostLost, LeaseTimeout, TransactionConflict
 from ..node.api import LeaseLost, Moved, Node, WriteSession
 from ..sqlite.entry import Base, Parameters, Result, Statement, result_digest
 from ..sqlite.errors import StatementError
@@ -60,7 +60,7 @@ class Transaction:
         self.reader: Reader | None = None
         self.base: Base | None = None
         self.session: WriteSession | None = None
-        self.lost: Error | None = None
+        self.lost: BaseException | None = None
         self.over = False
         self.committed = False
         self.defer_foreign_keys = False
@@ -78,8 +78,9 @@ class Transaction:
     def check(self) -> None:
         """Raises TransactionConflict when the transaction was lost earlier."""
         if self.lost is not None:
+            why = str(self.lost) or type(self.lost).__name__
             raise TransactionConflict(
-                f"this transaction was rolled back already ({self.lost}); end it with ROLLBACK and retry it whole"
+                f"this transaction was rolled back already ({why}); end it with ROLLBACK and retry it whole"
             ) from self.lost
 
     # ---- reads in the snapshot
@@ -188,7 +189,7 @@ class Transaction:
         session, self.session = self.session, None
         try:
             self.session = self._run_again(session, time.monotonic() + self._timeout, cause)
-        except Error as error:
+        except BaseException as error:
             self._lose(error)
             raise
 
@@ -223,8 +224,15 @@ class Transaction:
             assert self.session is not None
             try:
                 return self.session.execute(statement)
+            except StatementError:
+                raise
             except (Moved, LeaseLost, HostLost) as error:
                 self._rebase(error)
+            except BaseException as error:
+                # It may or may not have been executed (KeyboardInterrupt, a timeout's signal): what COMMIT would send
+                # need not be what the application saw.
+                self._lose(error)
+                raise
 
     # ---- savepoints
 
@@ -304,7 +312,7 @@ class Transaction:
         """ROLLBACK, which always works."""
         self._end(undo=True)
 
-    def _lose(self, error: Error) -> None:
+    def _lose(self, error: BaseException) -> None:
         self.lost = error
         if self.session is not None:
             self.session.rollback()

@@ -490,6 +490,28 @@ def test_a_deferred_foreign_key_stays_deferred_when_run_again(db: dbapi.Connecti
     ]
 
 
+def test_a_statement_that_was_interrupted_ends_the_transaction(
+    db: dbapi.Connection, node: DirectNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been executed; COMMIT must not send something else than the application saw."""
+    db.execute("BEGIN")
+    db.execute("UPDATE account SET balance = 0")
+    executor: Any = db._executor
+
+    def interrupted(_statement: Statement) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor.transaction.session, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        db.execute("INSERT INTO note VALUES (1)")
+    assert not node.leased
+    with pytest.raises(TransactionConflict, match="KeyboardInterrupt"):
+        db.execute("COMMIT")
+    db.execute("ROLLBACK")
+    assert rows(db, "SELECT balance FROM account") == [(100,), (100,)]
+    db.execute("INSERT INTO note VALUES (2)")
+
+
 def test_a_lease_that_does_not_come_back_in_time_ends_the_transaction(
     db: dbapi.Connection, connect: Connect, node: DirectNode
 ) -> None:
