@@ -78,7 +78,8 @@ class LeasePort(Protocol):
         """The claim was refused ("locked"), or the lease taken away ("revoked")."""
 
     def wanted_by_others(self, claim: bytes, run: float) -> bool:
-        """Others wait: no transaction may be begun after ``run`` seconds. True: the lease is given back now."""
+        """Others wait: no transaction may be begun after ``run`` seconds. False: none is at work, and the lease is
+        given back, behind the COMMITs that were sent under it."""
 
     def held(self, who: str) -> None:
         """Who holds the lease for which this node waits."""
@@ -86,8 +87,9 @@ class LeasePort(Protocol):
     def who(self) -> str | None:
         """The transaction at work on this node, for messages; None when there is none."""
 
-    def spare(self) -> bytes | None:
-        """The claim of a lease under which nothing is at work, and which is given back herewith."""
+    def spare(self) -> None:
+        """An autocommit write of this node would wait for a lease under which nothing is at work: it is given back,
+        behind the COMMITs that were sent under it."""
 
     def unsure(self) -> bool:
         """The leader, or the session to it, is a new one, which may know nothing of the lease. False: nothing is at
@@ -175,7 +177,7 @@ class Core:
             self._requests.refuse(attempt, refused)
             return
         if attempt.request.lease is None:
-            self._give_back(self._lease.spare())  # ahead of the write, which would wait for it
+            self._lease.spare()
         self._send_request(attempt)
 
     def open_origin(self, opening: Opening) -> None:
@@ -211,10 +213,6 @@ class Core:
         if self._claim is not None and self._claim.id == claim:
             self._claim = None
         self._to_leader({"type": "node.release", "lease": claim})
-
-    def _give_back(self, claim: bytes | None) -> None:
-        if claim is not None:
-            self.release(claim)
 
     def touch(self) -> None:
         """Tell the leader that this node is alive, and who is at work."""
@@ -534,11 +532,10 @@ class Core:
 
     def _on_wanted(self, _peer: str, message: Message) -> None:
         claim = self._claim
-        if claim is not None and claim.id == message["lease"]:
-            if self._lease.wanted_by_others(claim.id, float(message["run"])):
-                self.release(claim.id)
-            else:
-                self._say_who(claim, busy=True)
+        if claim is None or claim.id != message["lease"]:
+            return
+        if self._lease.wanted_by_others(claim.id, float(message["run"])):
+            self._say_who(claim, busy=True)
 
     def _on_held(self, _peer: str, message: Message) -> None:
         self._lease.held(str(message["who"]))

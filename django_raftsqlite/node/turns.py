@@ -52,9 +52,10 @@ class Turns:
 
     The lease belongs to the node, and passes from one of its transactions to the next without a word to the leader;
     with none waiting it stays here until somebody else wants it. When others wait, a run ends after the time that
-    the leader grants. ``ask`` and ``give_back`` are called without waiting for anything (they hand over to the
-    loop thread); ``interrupt`` is told of a turn that was lost. Invariants: one holder at a time; a claim is out
-    exactly while the lease is held or waited for.
+    the leader grants. ``ask`` and ``give_back`` are called without waiting for anything: they hand over to the
+    loop thread, in the order in which COMMITs are handed over; ``interrupt`` is told of a turn that was lost.
+    Invariants: one holder at a time; a claim is out exactly while the lease is held or waited for; the lease never
+    leaves before a COMMIT that was sent under it.
 
     :meth:`take`, :meth:`finish` and :meth:`leave` are for callers' threads; the other methods are the core's
     :class:`~.core.LeasePort`, for the loop thread.
@@ -135,9 +136,7 @@ class Turns:
             and self._ends is not None
             and (not self._waiting or time.monotonic() >= self._ends)
         ):
-            assert self._claim is not None
-            self._give_back(self._claim)
-            self._drop()
+            self._return()
         while self._index is not None and self._waiting:
             turn = self._waiting.popleft()
             turn.claim = self._claim or b""
@@ -151,8 +150,13 @@ class Turns:
             self._claim = secrets.token_bytes(16)
             self._ask(self._claim, str(first), all(turn.nowait for turn in self._waiting))
         elif self._index is None and self._claim is not None and not self._waiting:
-            self._give_back(self._claim)
-            self._drop()
+            self._return()
+
+    def _return(self) -> None:
+        # Never past the loop's queue of calls, also when the loop itself wants it: a COMMIT may be waiting there.
+        assert self._claim is not None
+        self._give_back(self._claim)
+        self._drop()
 
     def _drop(self) -> None:
         self._claim = self._index = self._ends = None
@@ -190,12 +194,12 @@ class Turns:
         """See LeasePort."""
         with self._mutex:
             if self._claim != claim or self._index is None:
-                return False
+                return True
             self._ends = time.monotonic() + run
             if self._holder is not None or self._waiting:
-                return False
-            self._drop()
-            return True
+                return True
+            self._return()
+            return False
 
     def held(self, who: str) -> None:
         """See LeasePort."""
@@ -206,14 +210,11 @@ class Turns:
         holder = self._holder
         return None if holder is None else str(holder)
 
-    def spare(self) -> bytes | None:
+    def spare(self) -> None:
         """See LeasePort."""
         with self._mutex:
-            if self._index is None or self._holder is not None or self._waiting:
-                return None
-            claim = self._claim
-            self._drop()
-            return claim
+            if self._index is not None and self._holder is None and not self._waiting:
+                self._return()
 
     def unsure(self) -> bool:
         """See LeasePort."""

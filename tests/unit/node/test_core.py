@@ -276,6 +276,41 @@ def test_a_nodes_own_autocommit_write_does_not_wait_for_a_lease_that_is_held_for
     assert group.payloads() == [[b"write"]]
 
 
+def send_commit(group: Group, address: str, turn: Turn) -> None:
+    """The author's thread has sent a COMMIT and ended its turn; the loop has not come to it yet."""
+    attempt = group.request(address, b"commit", lease=turn.claim)
+    group.calls.append(lambda: group.cores[address].submit(attempt))
+    group.turns[address].finish(turn)
+
+
+def test_a_lease_that_others_want_does_not_leave_before_the_commit_that_was_sent_under_it() -> None:
+    """Else another node's transaction would come in between what was locked and its COMMIT."""
+    group = Group()
+    group.elect("n1")
+    turn = group.take_granted("n2", "first")
+    group.take("n3", "second")
+    source, target, message = group.wire.popleft()
+    group.cores[target].on_message(source, message)  # the leader asks n2
+    send_commit(group, "n2", turn)
+    while group.wire:
+        source, target, message = group.wire.popleft()
+        group.cores[target].on_message(source, message)
+    group.deliver()
+    assert group.payloads() == [[b"commit"]]
+
+
+def test_a_lease_does_not_make_way_for_an_autocommit_write_before_the_commit_that_was_sent_under_it() -> None:
+    group = Group()
+    group.elect("n1")
+    turn = group.take_granted("n2", "first")
+    write = group.request("n2", b"write")
+    group.calls.append(lambda: group.cores["n2"].submit(write))
+    send_commit(group, "n2", turn)
+    group.deliver()
+    group.commit_all()
+    assert group.payloads() == [[b"commit"], [b"write"]]
+
+
 def test_nowait_gets_a_lease_that_is_held_for_nothing_elsewhere_and_no_other() -> None:
     group = Group()
     group.elect("n1")

@@ -63,7 +63,8 @@ def test_the_lease_stays_until_others_want_it(leader: Leader) -> None:
     leader.turns.take(second)
     assert second.wait(0) == 7 and len(leader.asked) == 1
     leader.turns.finish(second)
-    assert leader.turns.wanted_by_others(leader.asked[0], 10.0), "nothing is at work: given back at once"
+    assert not leader.turns.wanted_by_others(leader.asked[0], 10.0)
+    assert leader.given_back == leader.asked, "nothing is at work: given back at once"
     leader.turns.take(turn("third"))
     assert len(leader.asked) == 2
 
@@ -73,7 +74,7 @@ def test_when_others_wait_a_run_ends_after_its_time_and_the_rest_queues_again(le
     for each in (first, second):
         leader.turns.take(each)
     leader.grant()
-    assert not leader.turns.wanted_by_others(leader.asked[0], 0.0)
+    assert leader.turns.wanted_by_others(leader.asked[0], 0.0)
     leader.turns.finish(first)
     assert leader.given_back == leader.asked[:1] and not second.decided
     assert len(leader.asked) == 2, "behind the others, who were there before"
@@ -97,10 +98,12 @@ def test_a_lease_under_which_nothing_is_at_work_makes_way_for_the_nodes_own_auto
     first = turn("first")
     leader.turns.take(first)
     leader.grant()
-    assert leader.turns.spare() is None
+    leader.turns.spare()
+    assert leader.given_back == []
     leader.turns.finish(first)
-    assert leader.turns.spare() == leader.asked[0]
-    assert leader.turns.spare() is None
+    leader.turns.spare()
+    leader.turns.spare()
+    assert leader.given_back == leader.asked
 
 
 def test_who_gives_up_waiting_is_told_who_was_in_the_way(leader: Leader) -> None:
