@@ -12,6 +12,7 @@ import apsw
 
 from ..exceptions import InterfaceError, NotSupportedError, ProgrammingError
 from ..node.api import Node
+from ..sqlite import forking
 from ..sqlite.functions import FunctionRegistry
 from . import copying
 from .cursor import Cursor
@@ -22,17 +23,12 @@ _Cursor = TypeVar("_Cursor", bound=Cursor)
 _ISOLATION_LEVELS = ("", "DEFERRED", "IMMEDIATE", "EXCLUSIVE")
 
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_inherited: list[object] = []
 
 
 def _after_fork() -> None:
     """In a forked child: the parent's SQLite handles and its node are not to be touched, not even to close them."""
     for connection in list(_connections):
-        connection.unusable = InterfaceError(
-            "This connection was opened before the process forked; close it and open another one."
-        )
-        # Kept for ever: collecting a handle would close it.
-        _inherited.append((connection, connection._readers.inherited()))
+        connection._leave_to_parent()
     _connections.clear()
 
 
@@ -112,7 +108,17 @@ class Connection:
 
     def __del__(self) -> None:
         if getattr(self, "unusable", self) is None:
-            self.close()
+            if forking.inherited():
+                self._leave_to_parent()
+            else:
+                self.close()
+
+    def _leave_to_parent(self) -> None:
+        """Close nothing, not even when this is collected, which would close the handles."""
+        self.unusable = InterfaceError(
+            "This connection was opened before the process forked; close it and open another one."
+        )
+        forking.keep_for_ever((self, self._readers.inherited()))
 
     def __enter__(self) -> Connection:
         self.check()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import apsw
 
-from ..sqlite import clock
+from ..sqlite import clock, forking
 from ..sqlite.entry import Row
 from .errors import from_reader, operational
 from .script import Read
@@ -194,6 +194,9 @@ class Stream:
         self._end()
 
     def __del__(self) -> None:
+        if forking.inherited():
+            forking.keep_for_ever(self)
+            return
         # The cursor was dropped half read. Without the callback: collection may happen anywhere, under any lock.
         raw, self._raw = self._raw, None
         if raw is not None:

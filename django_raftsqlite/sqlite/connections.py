@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 
-from . import clock
+from . import clock, forking
 from .functions import FunctionRegistry, Registrar, StatementCounters, register
 
 BUSY_TIMEOUT_MS = 5000
@@ -35,6 +35,10 @@ class Connection(apsw.Connection):
     private: bool = False
     classified: dict[str, Any]
 
+    def close(self, force: bool = False) -> None:
+        with forking.opening:
+            super().close(force)
+
 
 # Classifications are shared by all connections with the same registrars: they depend on the text and on them.
 _shared_classifications: dict[tuple[Registrar, ...], dict[str, Any]] = {}
@@ -45,12 +49,7 @@ def open_reader(path: Path, registrars: Iterable[Registrar]) -> Connection:
 
     Raises apsw.CantOpenError when there is no file yet.
     """
-    connection = Connection(
-        str(path),
-        flags=apsw.SQLITE_OPEN_READONLY,
-        vfs=clock.VFS_NAME,
-        statementcachesize=_STATEMENT_CACHE,
-    )
+    connection = _open(path, apsw.SQLITE_OPEN_READONLY)
     # The last one to close a WAL database checkpoints it, which a read-only one cannot.
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     return _set_up(connection, registrars)
@@ -65,12 +64,7 @@ def open_writer(
     another one changes `data_version` and would look like a foreign write.
     """
     _create_file(path, mode)
-    connection = Connection(
-        str(path),
-        flags=apsw.SQLITE_OPEN_READWRITE,
-        vfs=clock.VFS_NAME,
-        statementcachesize=_STATEMENT_CACHE,
-    )
+    connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         found = connection.pragma("journal_mode", "wal")
@@ -86,6 +80,11 @@ def open_writer(
         connection.close()
         raise
     return _set_up(connection, registrars)
+
+
+def _open(path: Path, flags: int) -> Connection:
+    with forking.opening:
+        return Connection(str(path), flags=flags, vfs=clock.VFS_NAME, statementcachesize=_STATEMENT_CACHE)
 
 
 def _set_up(connection: Connection, registrars: Iterable[Registrar]) -> Connection:
