@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from ..exceptions import InterfaceError, NotSupportedError, ProgrammingError
+from ..exceptions import NotSupportedError, OperationalError, ProgrammingError
 from ..node.api import Node
 from ..sqlite import forking
 from ..sqlite.functions import FunctionRegistry
@@ -115,7 +115,8 @@ class Connection:
 
     def _leave_to_parent(self) -> None:
         """Close nothing, not even when this is collected, which would close the handles."""
-        self.unusable = InterfaceError(
+        # Not an InterfaceError: Django's atomic() closes the connection after a DatabaseError at COMMIT only.
+        self.unusable = OperationalError(
             "This connection was opened before the process forked; close it and open another one."
         )
         forking.keep_for_ever((self, self._readers.inherited()))
@@ -275,7 +276,7 @@ class Connection:
     # ---- for Cursor
 
     def check(self) -> None:
-        """Raises ProgrammingError when closed, InterfaceError in a process forked after it was opened."""
+        """Raises ProgrammingError when closed, OperationalError in a process forked after it was opened."""
         if self.unusable is not None:
             raise type(self.unusable)(*self.unusable.args)
 

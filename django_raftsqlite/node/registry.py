@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from ..exceptions import HostLost, OperationalError
+from ..sqlite import forking
 from . import socketpath
 from .api import NodeConfig
 from .attached import AttachedNode
@@ -16,7 +17,6 @@ from .process import ProcessNode
 
 _mutex = threading.Lock()
 _nodes: dict[Path, ProcessNode] = {}
-_inherited: list[ProcessNode] = []
 
 
 def open_node(config: NodeConfig) -> ProcessNode:
@@ -59,7 +59,8 @@ def _forget_in_child() -> None:
     """A forked child must not touch its parent's threads, sockets or SQLite handles, not even to close them."""
     global _mutex  # noqa: PLW0603 - it may be held by a thread that does not exist here
     _mutex = threading.Lock()
-    _inherited.extend(_nodes.values())
+    for node in _nodes.values():
+        forking.keep_for_ever(node)
     _nodes.clear()
 
 

@@ -83,7 +83,7 @@ class AttachServer:
         assert self._listener is not None
         while not self._closing:
             try:
-                sock, _ = self._listener.accept()
+                sock = socketpath.accept(self._listener)
             except OSError:
                 if not self._closing:
                     logger.exception("node %s no longer accepts attached processes", self._host.config.address)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SOCKET_NAME = "socket"
 MAX_SOCKET_PATH = 107  # sun_path has 108 bytes, one of them a NUL: unix(7)
+
+_sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 @contextmanager
@@ -41,10 +44,18 @@ def listen(folder: Path, mode: int) -> socket.socket:
             listener.bind(where)
             Path(where).chmod(mode)
             listener.listen(128)
+        _sockets.add(listener)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """The next connection. Raises OSError when the listener was shut down."""
+    accepted, _ = listener.accept()
+    _sockets.add(accepted)
+    return accepted
 
 
 def peer_pid(client: socket.socket) -> int | None:
@@ -66,7 +77,18 @@ def connect(folder: Path, timeout: float) -> socket.socket:
         client.settimeout(timeout)
         with address(folder) as where:
             client.connect(where)
+        _sockets.add(client)
     except BaseException:
         client.close()
         raise
     return client
+
+
+def _close_in_child() -> None:
+    """While a forked child has them open, the other side would not notice that the parent has ended."""
+    for sock in list(_sockets):
+        sock.close()
+    _sockets.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

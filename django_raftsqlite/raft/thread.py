@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import selectors
 import threading
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
 logger = logging.getLogger("django_raftsqlite.raft")
+
+_threads: weakref.WeakSet[LoopThread] = weakref.WeakSet()
 
 
 class LoopThread:
@@ -33,6 +39,7 @@ class LoopThread:
         self._opened = opened
         self._closed = closed
         self._after_calls = after_calls
+        self._selector: selectors.BaseSelector | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop_lock = threading.Lock()
@@ -51,7 +58,9 @@ class LoopThread:
         """Return when the loop runs; raises what ``opened`` raised, after the thread has ended."""
         if self._thread is not None:
             raise RuntimeError("a thread starts once")
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+        _threads.add(self)
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, args=(self._loop, started), name=self._name, daemon=True)
         self._thread.start()
@@ -85,6 +94,21 @@ class LoopThread:
             except RuntimeError:  # closed this very moment
                 return False
         return True
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: close this process's copies of the sockets, without a word to anybody.
+
+        While it has them, the port stays taken and the peers do not notice that the parent has ended.
+        """
+        selector = self._selector
+        if selector is None:
+            return
+        descriptors = [key.fd for key in (selector.get_map() or {}).values()]
+        # First the selector: removing a socket from an epoll(7) set would remove it from the parent's, too.
+        selector.close()
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def _main(self, loop: asyncio.AbstractEventLoop, started: Future[None]) -> None:
         asyncio.set_event_loop(loop)
@@ -134,3 +158,12 @@ class LoopThread:
             except Exception:
                 logger.exception("A call on the loop failed")
         self._after_calls()
+
+
+def _leave_to_parent() -> None:
+    for thread in list(_threads):
+        thread.leave_to_parent()
+    _threads.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

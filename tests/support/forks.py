@@ -40,19 +40,19 @@ class Child:
         if self.pid:
             os.close(send)
             return
-        status = 1
         try:
             os.close(receive)
             check()
-            status = 0
+        except SystemExit:  # of a child of this one
+            raise
         except BaseException:
             os.write(send, traceback.format_exc().encode())
-        finally:
-            sys.stdout.flush()
-            os.close(send)
-            if not ends_by_itself or status:
-                os._exit(status)
-        sys.exit(0)
+            os._exit(1)
+        sys.stdout.flush()
+        os.close(send)
+        if ends_by_itself:
+            sys.exit(0)
+        os._exit(0)
 
     def __enter__(self) -> Child:
         return self

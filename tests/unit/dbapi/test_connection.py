@@ -17,7 +17,6 @@ import pytest
 
 from django_raftsqlite import dbapi
 from django_raftsqlite.exceptions import (
-    InterfaceError,
     NotSupportedError,
     OperationalError,
     ProgrammingError,
@@ -373,7 +372,7 @@ def test_a_connection_is_refused_in_a_forked_child(db: dbapi.Connection, node: D
             db.rollback,
             cursor.fetchall,
         ):
-            with pytest.raises(InterfaceError, match="fork"):
+            with pytest.raises(OperationalError, match="fork"):
                 use()
         cursor.close()
         db.close()
@@ -401,7 +400,7 @@ def test_a_child_forked_while_another_thread_runs_a_statement_is_not_stuck(db: d
     assert inside.wait(10)
 
     def check() -> None:
-        with pytest.raises(InterfaceError):
+        with pytest.raises(OperationalError):
             db.execute("SELECT 1")
         db.close()
 
