@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import sqlite3
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from django_raftsqlite.exceptions import (
     Unavailable,
 )
 from tests.support.direct_node import DirectNode
+from tests.support.forks import in_child
 
 Connect = Callable[..., dbapi.Connection]
 
@@ -333,28 +332,6 @@ def test_threads_may_share_a_connection(db: dbapi.Connection) -> None:
     assert count(db, "note") == 80
 
 
-def in_child(check: Callable[[], None], results: Any) -> None:
-    try:
-        check()
-    except BaseException:
-        results.send(traceback.format_exc())
-    else:
-        results.send("")
-
-
-def fork(check: Callable[[], None]) -> None:
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=in_child, args=(check, send))
-    process.start()
-    send.close()
-    assert receive.poll(20)
-    failure = receive.recv()
-    process.join()
-    receive.close()
-    assert failure == ""
-
-
 def test_a_connection_is_refused_in_a_forked_child(db: dbapi.Connection, node: DirectNode) -> None:
     """It says why, closes without touching the parent's handles, and the parent goes on."""
     parent = os.getpid()
@@ -378,7 +355,7 @@ def test_a_connection_is_refused_in_a_forked_child(db: dbapi.Connection, node: D
         db.close()
         db.close()
 
-    fork(check)
+    in_child(check)
     db.execute("INSERT INTO note VALUES ('the parent goes on')")
     db.execute("COMMIT")
     assert count(db, "note") == 1
@@ -405,10 +382,47 @@ def test_a_child_forked_while_another_thread_runs_a_statement_is_not_stuck(db: d
         db.close()
 
     try:
-        fork(check)
+        in_child(check)
     finally:
         go_on.set()
         thread.join()
+
+
+def test_a_child_closes_nothing_that_only_another_thread_of_its_parent_had(
+    node: DirectNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter destroys thread-local objects of threads that the child lacks before any fork hook runs."""
+    local, ready, go_on = threading.local(), threading.Event(), threading.Event()
+    closed: list[int] = []
+    close = dbapi.Connection.close
+    monkeypatch.setattr(dbapi.Connection, "close", lambda self: closed.append(os.getpid()) or close(self))
+    failures = []
+
+    def hold() -> None:
+        local.connection = dbapi.connect(node.config, node=node)
+        local.connection.execute("CREATE TABLE IF NOT EXISTS held(i)")
+        local.connection.execute("BEGIN IMMEDIATE")
+        local.connection.execute("INSERT INTO held VALUES (1)")
+        ready.set()
+        go_on.wait(30)
+        try:
+            local.connection.execute("COMMIT")
+        except Exception as error:
+            failures.append(error)
+        local.connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        in_child(lambda: closed == [] or pytest.fail("a connection was closed in the child"))
+    finally:
+        go_on.set()
+        thread.join()
+    assert not failures
+    reader = dbapi.connect(node.config, node=node)
+    assert count(reader, "held") == 1
+    reader.close()
 
 
 def test_the_module_is_what_pep_249_asks_for() -> None:
