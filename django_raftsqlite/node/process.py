@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -304,12 +305,16 @@ class ProcessNode:
         problem = "nobody hosts it"
         lock = self._prepare() if self.config.host else None
         while True:
-            if lock is not None and lock.acquire():
-                return self._host(lock)
             try:
+                if lock is not None and lock.acquire():
+                    return self._host(lock)
                 return self._attach()
             except (OSError, HostLost) as error:
                 problem = str(error)
+            except OperationalError as error:
+                # A process that was killed gives its lock up a moment before its port.
+                if not _port_in_use(error) or self._closed or time.monotonic() > deadline:
+                    raise
             if self._closed or time.monotonic() > deadline:
                 text = self._nobody(problem, None if lock is None else lock.holder)
                 if lock is None and self._readers is None:  # never yet: rather a mistake than a fault
@@ -384,6 +389,11 @@ class ProcessNode:
             return FolderLock(folder, mode)
         except OSError as error:
             raise OperationalError(f"the node's folder {folder} cannot be made: {error}") from error
+
+
+def _port_in_use(error: OperationalError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
 
 
 class Session:

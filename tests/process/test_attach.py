@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -154,6 +156,29 @@ def test_a_process_that_may_not_host_says_what_is_missing(new_cluster: NewCluste
     node.start()
     node.call("migrate", wait=60)
     assert only_guest.call("create", text="now there is a host") > 0
+
+
+def test_a_host_waits_for_the_port_of_the_one_that_dies(new_cluster: NewCluster) -> None:
+    """The kernel frees the lock of a killed process before its port: whoever takes the lock then tries again."""
+    node = new_cluster(3, timeout=30)[0]  # who has no peers needs no port
+    host, port = node.address.split(":")
+    lock = node.name.with_name("db.sqlite3.raft") / "lock"
+    noted: set[int] = set()
+    with socket.create_server((host, int(port))):
+        worker = node.start(wait=False)
+        opening = worker.send("open")
+
+        def tried_again() -> bool:
+            with contextlib.suppress(FileNotFoundError):
+                noted.add(lock.stat().st_mtime_ns)
+            return len(noted) > 3 or opening.done()
+
+        wait_until("it takes the lock again and again", tried_again)
+        assert not opening.done(), opening.exception()
+    opening.result(30)
+    status = node.status()
+    assert status is not None
+    assert status["host"]["pid"] == worker.pid
 
 
 def test_raft_status_tells_through_the_host_and_by_its_exit_status(new_cluster: NewCluster) -> None:

@@ -57,7 +57,7 @@ class _Lists:
 
     def _find_happened(self) -> list[Operation]:
         """All that was acknowledged, and what of the unknown was seen by something that happened."""
-        happened = {op.name: op for op in self._operations if op.outcome == "ok"}
+        happened = {op.name: op for op in self._operations if op.outcome == "ok" and op.steps}
         looking = list(happened.values())
         while looking:
             for read in _answered(looking.pop()):

@@ -164,6 +164,14 @@ def test_a_local_read_may_be_stale_but_not_older_than_what_its_node_has_shown() 
     assert not kinds(writer, saw, operation("t3", 40, 50, read("x"), node="n3", stale=True))
 
 
+def test_what_did_nothing_orders_nothing() -> None:
+    """A connection that was opened has seen no state, so the reads after it may be as stale as before."""
+    writer = operation("t1", 0, 10, A1, node="n1")
+    connected = operation("t2", 20, 30, node="n2")
+    seen = operation("t4", 90, 95, read("x", "a1"))
+    assert not kinds(writer, connected, operation("t3", 40, 50, read("x"), node="n2", stale=True), seen)
+
+
 def test_what_a_local_read_has_shown_is_seen_by_every_strict_read_after_it() -> None:
     """A node shows nothing that is not committed."""
     writer = operation("t1", 0, None, A1, outcome="unknown")
