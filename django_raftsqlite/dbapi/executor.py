@@ -129,9 +129,12 @@ class Executor:
         self._begin("", sql)
         transaction = self._opened
         try:
-            return self._read_in(transaction, sql, parameters, classified)
-        finally:
+            answer = self._read_in(transaction, sql, parameters, classified)
+        except BaseException:
             self.finish(transaction.rollback)
+            raise
+        self.finish(transaction.commit)
+        return answer
 
     def _write(self, sql: str, parameters: Any, classified: Classified) -> Answer:
         if self.transaction is None and self.isolation_level is not None and classified.dml:

@@ -281,11 +281,12 @@ class Transaction:
     def commit(self) -> None:
         """COMMIT. The transaction is over, except after the IntegrityError of an open deferred foreign key."""
         self.check()
-        if self.session is not None and any(write.undone for write in self._net):
+        changed = any(write.undone for write in self._net)
+        if changed or not self._saw_applied():
             statements = [write.statement for write in self._net]
             try:
                 self._commit(statements)
-                self.committed = True
+                self.committed = changed
             except StatementError as error:
                 if self.session is None or not self.session.in_transaction:
                     self._end()
@@ -294,6 +295,11 @@ class Transaction:
                 self._end()
                 raise
         self._end()
+
+    def _saw_applied(self) -> bool:
+        """Whether all that it saw was committed when it saw it. On top of others that were on their way it must not
+        end well before they do: it would have shown what may never be."""
+        return self.session is None or self.session.base == read_base(self._readers.idle().connection)
 
     def _commit(self, statements: list[Statement]) -> None:
         deadline = time.monotonic() + self._timeout

@@ -11,6 +11,8 @@ from typing import Any
 import apsw
 import pytest
 
+from django_raftsqlite.dbapi.readers import Readers
+from django_raftsqlite.dbapi.transaction import Transaction
 from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
     LeaseTimeout,
@@ -223,6 +225,46 @@ def test_the_next_transaction_of_a_node_lies_on_top_of_those_that_are_being_comm
             assert second.repeat([sent]) == [result]
     assert read(node, "SELECT x FROM t") == [(10,)]
     trio.settle()
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_what_saw_a_write_that_is_being_committed_does_not_end_before_it(trio: Group, undone: bool) -> None:
+    """Also when it has nothing to commit itself: what it saw could still be lost."""
+    number = trio.follower()
+    node, driver = trio.nodes[number], trio.host(number)._driver
+    write(node, "INSERT INTO t VALUES (1, 0)")
+    first = node.begin({}, reason="first", timeout=10)
+    sent, _ = run(first, "UPDATE t SET x = x + 1 WHERE id = 1")
+    held, go_on = threading.Event(), threading.Event()
+    driver.call(lambda: (held.set(), go_on.wait(10)))
+    assert held.wait(10)
+    committer = threading.Thread(target=lambda: first.commit([sent], timeout=20))
+    committer.start()
+    readers = Readers(node.readers)
+    second = Transaction(node, readers, 20)
+    seen: list[object] = []
+
+    def commit() -> None:
+        second.commit()
+        seen.append(read(node, "SELECT x FROM t"))
+
+    try:
+        second.write({}, reason="second")
+        if undone:
+            second.savepoint("s")
+            second.execute("UPDATE t SET x = 100", None, writes=True)
+            second.rollback_to("s")
+        assert second.execute("SELECT x FROM t", None, writes=False).rows == [(1,)]
+        ending = threading.Thread(target=commit)
+        ending.start()
+        ending.join(0.3)
+    finally:
+        go_on.set()
+        committer.join(20)
+    ending.join(20)
+    readers.close()
+    assert seen == [[(1,)]]
+    assert not second.committed
 
 
 def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Group) -> None:
