@@ -31,6 +31,9 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "")),
         ("write lease", status.get("lease") or "free"),
     ]
+    applying = status.get("applying")
+    if applying:
+        pairs.append(("applying", f"{applying['statement'] or 'a transaction'} (since {applying['seconds']:.0f} s)"))
     width = max(len(label) for label, _ in pairs)
     lines = [f"{label:<{width}}  {value}" for label, value in pairs]
     members = [("member", "role", "reachable", "applied", "lag", "version", "digest")]

@@ -27,6 +27,7 @@ GOSSIP_INTERVAL = 0.5
 RESEND_INTERVAL = 1.0
 IDLE_VERSIONS = 10_000
 IDLE_MILLISECONDS = 3_600_000
+PARTS_IDLE_MILLISECONDS = 300_000
 
 
 class Refused(Exception):
@@ -109,9 +110,9 @@ class Claim:
 class Core:
     """Routes this node's requests, claims and read barriers to the leader; sequences them when it leads.
 
-    ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch. ``progress`` tells how far this
-    node has applied, as a message for the others. ``room`` is false while apply lags so far behind that
-    nothing new should enter the log.
+    ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch; ``patience`` is the clock of deadlines.
+    ``progress`` tells how far this node has applied, as a message for the others. ``room`` is false while apply lags
+    so far behind that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -129,12 +130,14 @@ class Core:
         wall: Callable[[], int],
         progress: Callable[[], Message],
         room: Callable[[], bool] = lambda: True,
+        patience: Callable[[], float] | None = None,
     ) -> None:
         self._address = address
         self._raft = raft
         self._requests = requests
         self._lease = lease
         self._clock = clock
+        self._patience = patience or clock
         self._wall = wall
         self._progress = progress
         self._room = room
@@ -151,6 +154,7 @@ class Core:
         self._session = 0  # grows whenever the leader or the session to it is a new one
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self.sequencer = Sequencer(lease_timeout)
+        self._sending: tuple[bytes, float, float] | None = None  # a lease, its transaction's first and latest part
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None
         self._stopped: str | None = None
@@ -302,7 +306,7 @@ class Core:
         """Deadlines and repetitions; call it every 50 ms or so."""
         now = self._clock()
         if self._view.role == "leader":
-            for refusal in self.sequencer.expire(now):
+            for refusal in self.sequencer.expire(now, self._patience()):
                 self._refuse(refusal)
             self._pump()
         if now - self._resent >= RESEND_INTERVAL:
@@ -313,6 +317,27 @@ class Core:
             progress = {"type": "node.progress", **self._progress()}
             for peer in self._view.connected:
                 self._raft.send(peer, progress)
+
+    def long_commit(self) -> tuple[float, str] | None:
+        """As the leader: since how many seconds the holder of the lease has been sending a large transaction, and who
+        that is."""
+        holder, sending, now = self.sequencer.holder, self._sending, self._clock()
+        if holder is None or sending is None or sending[0] != holder.id or now - sending[2] > RESEND_INTERVAL:
+            return None
+        return now - sending[1], holder.who
+
+    def told_by_leader(self, key: str) -> Any:
+        """What the leader said of itself lately, if it is another node; None when it did not."""
+        told = self.peers.get(self._view.leader or "")
+        return told.get(key) if told is not None and self._clock() - told["heard"] < 3 * GOSSIP_INTERVAL else None
+
+    def expire_parts(self) -> None:
+        """As the leader, have parts removed whose author sends no more of them."""
+        if self._view.role == "leader" and self._view.established:
+            payload: bytes = msgpack.packb([PARTS_IDLE_MILLISECONDS])
+            item = Item(ItemKind.EXPIRE_PARTS, payload)
+            self.sequencer.submit(Write(b"expire parts", item, False, "", float("inf")))
+            self._pump()
 
     def expire_origins(self) -> None:
         """As the leader, have idle origins closed (long *and* many versions)."""
@@ -357,7 +382,7 @@ class Core:
                 "solo": request.solo,
                 "lease": request.lease,
                 "again": attempt.sent > 1,
-                "budget": max(attempt.deadline - self._clock(), 0.0),
+                "budget": max(attempt.deadline - self._patience(), 0.0),
             }
         )
         if not sent:
@@ -365,7 +390,7 @@ class Core:
             attempt.sent_to = None
 
     def _send_opening(self, opening: Opening) -> None:
-        budget = max(opening.deadline - self._clock(), 0.0)
+        budget = max(opening.deadline - self._patience(), 0.0)
         kind = ItemKind.OPEN_ORIGIN
         self._to_leader({"type": "node.submit", "id": b"", "kind": kind, "data": opening.origin, "budget": budget})
 
@@ -403,7 +428,7 @@ class Core:
 
     def _resend(self) -> None:
         self._resent = self._clock()
-        self._openings = [opening for opening in self._openings if opening.deadline > self._resent]
+        self._openings = [opening for opening in self._openings if opening.deadline > self._patience()]
         for opening in self._openings:
             self._send_opening(opening)
         for attempt in self._requests.open():
@@ -474,7 +499,7 @@ class Core:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, "", float("inf")))
             self._pump()
             return
-        deadline = self._clock() + message["budget"]
+        deadline = self._patience() + message["budget"]
         if kind is ItemKind.OPEN_ORIGIN:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
             self._pump()
@@ -483,10 +508,17 @@ class Core:
         if message["lease"] is None:
             self.sequencer.submit(write)
         else:
+            if kind is ItemKind.PART:
+                self._on_part(message["lease"])
             refusal = self.sequencer.commit(message["lease"], write, again=message["again"])
             if refusal is not None:
                 self._refuse(refusal)
         self._pump()
+
+    def _on_part(self, lease: bytes) -> None:
+        now = self._clock()
+        first = self._sending[1] if self._sending is not None and self._sending[0] == lease else now
+        self._sending = lease, first, now
 
     def _on_lease(self, peer: str, message: Message) -> None:
         if self._view.role != "leader":

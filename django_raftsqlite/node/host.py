@@ -7,10 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from ..exceptions import Error, HostLost, LeaseTimeout, OperationalError, Unavailable
+from ..exceptions import Error, HostLost, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
@@ -19,16 +19,17 @@ from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
 from . import fingerprint
 from .api import LeaseLost, NodeConfig
-from .applier import Applier, Outcomes
+from .applier import Applier, Applying, Outcomes
 from .core import Core, Message, Opening, Refused
 from .facts import handshake_facts
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
+from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
 from .turns import Lost, Turn, Turns
-from .verdicts import of_refusal, unavailable, unknown
+from .verdicts import locked, of_refusal, unavailable, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -75,6 +76,7 @@ class HostedNode:
             machine, self._lane, name=config.name.name, settled=self._on_outcomes, failed=self._fail
         )
         self._applied = self._applier.applied
+        self._patience = Patience(config.apply_timeout)
         self._requests = Requests()
         self._opening: set[bytes] = set()
         self._opening_mutex = threading.Lock()
@@ -98,6 +100,7 @@ class HostedNode:
             wall=lambda: time.time_ns() // 1_000_000,
             progress=self._progress,
             room=self._applier.room,
+            patience=self._patience.now,
         )
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._expired = time.monotonic()
@@ -135,10 +138,9 @@ class HostedNode:
 
     def open_origin(self, origin: bytes, *, timeout: float) -> None:
         """See Backend."""
-        deadline = time.monotonic() + timeout
-        opening = Opening(origin, deadline)
+        opening = Opening(origin, self._patience.now() + timeout)
         self._driver.call(self._open_origin, opening)
-        answer = opening.wait(deadline + ANSWER_GRACE - time.monotonic())
+        answer = opening.wait(self._patience.until(opening.deadline + ANSWER_GRACE))
         if isinstance(answer, Refused):
             raise self._refused(answer)
         if answer is None:
@@ -153,12 +155,12 @@ class HostedNode:
         return self._execute(request, timeout=timeout, sent=lambda: None)
 
     def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
-        attempt = Attempt(request, time.monotonic() + timeout)
+        attempt = Attempt(request, self._patience.now() + timeout)
         self._requests.add(attempt)
         try:
             self._driver.call(self._core.submit, attempt)
             sent()
-            settlement = attempt.wait(timeout + ANSWER_GRACE)
+            settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
         finally:
             attempt.give_up()
             self._requests.forget(attempt)
@@ -174,7 +176,7 @@ class HostedNode:
                 raise self._refused(settlement)
         if settlement is None and attempt.sent == 0:
             raise self._unavailable("the write was not sent")
-        raise unknown(settlement or "no answer in time")
+        raise unknown(settlement or "no answer in time", self._busy())
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> LocalSession:
         """See Backend."""
@@ -184,24 +186,27 @@ class HostedNode:
         self, pid: int, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
     ) -> LocalSession:
         """:meth:`begin` on behalf of an attached process."""
-        deadline = time.monotonic() + timeout
+        left = self._patience.until(self._patience.now() + timeout)
         turn = Turn(f"node {self.config.address}, process {pid}", reason, nowait=nowait)
         self._turns.take(turn)
-        granted = turn.wait(timeout)
+        granted = turn.wait(left)
         try:
             if granted is None:
                 raise self._not_granted(turn)
             if isinstance(granted, Lost):
                 raise self._refused(granted)
-            if not self._applied.wait(granted, deadline):
-                raise Unavailable(f"this node has not applied the newest writes within {timeout:g} s", "too slow")
+            if not self._applied.wait(granted, left):
+                raise self._unavailable(f"this node has not applied the newest writes within {timeout:g} s")
             return LocalSession(
-                self._lane, self._turns, turn, pragmas, execute=self._execute, timeout=self.config.timeout
+                self._lane, self._turns, turn, pragmas, execute=self._execute, left=self._left_for_scratch
             )
         except BaseException:
             self._lane.leave(turn)
             self._turns.finish(turn)
             raise
+
+    def _left_for_scratch(self) -> Callable[[], float]:
+        return self._patience.until(self._patience.now() + self.config.timeout)
 
     def _not_granted(self, turn: Turn) -> Error:
         holder = self._turns.leave(turn)
@@ -209,28 +214,27 @@ class HostedNode:
         reachable = view.leader == self.config.address or view.leader in view.connected
         if holder is None or not reachable:
             return self._unavailable("the write lease was not granted")
-        return LeaseTimeout(f"database is locked: the write lease is held by {holder}")
+        return locked(holder, self._busy())
 
     def read_barrier(self, *, timeout: float) -> None:
         """See Backend."""
-        deadline = time.monotonic() + timeout
+        deadline = self._patience.now() + timeout
         answer: Latch[int] = Latch()
 
         def done(index: int | None) -> None:
             answer.set(STOPPED if index is None else index)
 
         self._driver.call(self._core.barrier, done)
-        index = answer.wait(timeout)
+        index = answer.wait(self._patience.until(deadline))
         if index == STOPPED:
             raise HostLost(f"process {os.getpid()} no longer hosts this node")
         if index is None:
             self._driver.call(self._core.abandon_barrier, done)
             raise self._unavailable("the leader did not confirm a read")
-        if not self._applied.wait(index, deadline):
-            raise Unavailable(
+        if not self._applied.wait(index, self._patience.until(deadline)):
+            raise self._unavailable(
                 f"this node has not applied up to log index {index} within {timeout:g} s; it is at "
-                f"{self._applied.index}",
-                "too slow",
+                f"{self._applied.index}"
             )
 
     def status(self) -> dict[str, Any]:
@@ -258,10 +262,27 @@ class HostedNode:
         self._lock.release()
 
     def _refused(self, refused: Refused | Lost) -> Error | LeaseLost:
-        return of_refusal(refused, self._view, len(self.config.peers))
+        return of_refusal(refused, self._view, len(self.config.peers), self._busy())
 
     def _unavailable(self, what: str) -> Unavailable:
-        return unavailable(what, self._view, len(self.config.peers))
+        return unavailable(what, self._view, len(self.config.peers), self._busy())
+
+    # What takes long ----------------------------------------------------------------------------------------
+
+    def _busy_here(self) -> Applying | None:
+        """What keeps others waiting and is going on on this node."""
+        applying = self._applier.applying()
+        if applying is None and (sending := self._core.long_commit()) is not None:
+            seconds, who = sending
+            applying = Applying(self._view.last_index, seconds, f"a large transaction of {who}")
+        return applying
+
+    def _busy(self) -> Applying | None:
+        """What a write of this node waits for: here, or on the leader. Any thread."""
+        here = self._busy_here()
+        if here is None and (told := self._core.told_by_leader("applying")) is not None:
+            here = Applying(**told)
+        return here
 
     # The loop thread ----------------------------------------------------------------------------------------
 
@@ -287,6 +308,7 @@ class HostedNode:
     def _tick(self) -> None:
         if self._closing:
             return
+        self._patience.tick(busy=self._busy() is not None)
         self._core.tick()
         now = time.monotonic()
         if self._turns.wanted:
@@ -296,6 +318,8 @@ class HostedNode:
             self._expired = now
             if self._applier.state.counts["origins"] > ORIGINS_KEPT:
                 self._core.expire_origins()
+            if self._applier.state.counts["parted"]:
+                self._core.expire_parts()
         self._driver.loop.call_later(TICK, self._tick)
 
     def _look_for_idleness(self, now: float) -> None:
@@ -324,6 +348,7 @@ class HostedNode:
             "version": state.base.version,
             "lineage": state.base.lineage.hex(),
             "digest": state.digest.hex(),
+            "applying": _plain(self._busy_here()),
             "members": [self._member(address, view) for address in self.config.peers],
             "host": {"pid": os.getpid()},
             "lease": self._at_work(),
@@ -354,6 +379,7 @@ class HostedNode:
             "version": told.get("version"),
             "digest": told.get("digest"),
             "failed": told.get("failed"),
+            "applying": told.get("applying"),
             "heard": round(time.monotonic() - told["heard"], 3) if told else None,
         }
 
@@ -365,6 +391,7 @@ class HostedNode:
             "digest": state.digest.hex(),
             "failed": self.failed,
             "turn": self._turns.who(),
+            "applying": _plain(self._busy_here()),
         }
 
     # The apply thread ---------------------------------------------------------------------------------------
@@ -402,3 +429,7 @@ class HostedNode:
             durable=config.durable,
             mode=config.mode,
         )
+
+
+def _plain(applying: Applying | None) -> dict[str, Any] | None:
+    return None if applying is None else asdict(applying)

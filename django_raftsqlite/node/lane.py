@@ -60,11 +60,11 @@ class ScratchLane:
         """Whose transaction is on scratch, if there is one (a snapshot; any thread)."""
         return self._turn
 
-    def enter(self, turn: Turn, pragmas: Mapping[str, int], deadline: float) -> Base:
+    def enter(self, turn: Turn, pragmas: Mapping[str, int], left: Callable[[], float]) -> Base:
         """Begin, or begin again, on top of all that is committed or on its way; what this state is called.
 
-        Raises LeaseLost, also when ``deadline`` (monotonic seconds) passes while it waits for a COMMIT on which
-        nothing can be based; NodeFault.
+        Raises LeaseLost, also when no seconds are ``left`` while it waits for a COMMIT on which nothing can be based;
+        NodeFault.
         """
         with self._mutex:
             self._check_lease(turn)
@@ -80,8 +80,9 @@ class ScratchLane:
                     if base is not None:
                         return base
                     self._scratch.rollback()
-                    if not self._settled.wait(max(deadline - time.monotonic(), 0)):
+                    if (seconds := left()) <= 0:
                         raise LeaseLost("the transaction before it is still being committed")
+                    self._settled.wait(seconds)
                     self._check_lease(turn)
 
     def execute(self, turn: Turn, statements: Sequence[Statement]) -> tuple[list[Ran], bool]:

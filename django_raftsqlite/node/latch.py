@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -39,10 +40,14 @@ class Latch(Generic[T]):
         """Whether it is set, or its waiter has gone."""
         return self._first.locked()
 
-    def wait(self, seconds: float) -> T | None:
-        """The value, or None when the time is up."""
-        if self._wake.acquire(timeout=max(seconds, 0)):
-            return self._value
+    def wait(self, left: float | Callable[[], float]) -> T | None:
+        """The value, or None when the time is up: after ``left`` seconds, or when that says that none are left."""
+        seconds = left if isinstance(left, float | int) else left()
+        while True:
+            if self._wake.acquire(timeout=max(seconds, 0)):
+                return self._value
+            if isinstance(left, float | int) or (seconds := left()) <= 0:
+                break
         if self._first.acquire(blocking=False):
             return None
         self._wake.acquire()  # another thread is between the two lines of set()

@@ -26,6 +26,10 @@ class Patience:
         """Seconds; comparable with each other only."""
         return self._clock() - self._stood
 
+    def until(self, deadline: float) -> Callable[[], float]:
+        """What says how many seconds are left until ``deadline``; they may be more when it is asked again."""
+        return lambda: deadline - self.now()
+
     def tick(self, *, busy: bool) -> None:
         """Time has passed since the last call; ``busy``: with a long statement."""
         now = self._clock()

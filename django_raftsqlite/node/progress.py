@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 
 
 class Applied:
@@ -29,13 +29,16 @@ class Applied:
             if self._waiters:
                 self._changed.notify_all()
 
-    def wait(self, index: int, deadline: float) -> bool:
-        """Wait until ``index`` is applied; False when ``deadline`` (monotonic seconds) passes first."""
+    def wait(self, index: int, left: Callable[[], float]) -> bool:
+        """Wait until ``index`` is applied; False when ``left`` says first that no seconds are left."""
         if self._index >= index:
             return True
         with self._changed:
             self._waiters += 1
             try:
-                return self._changed.wait_for(lambda: self._index >= index, max(deadline - time.monotonic(), 0))
+                while (seconds := left()) > 0:
+                    if self._changed.wait_for(lambda: self._index >= index, seconds):
+                        return True
+                return self._index >= index
             finally:
                 self._waiters -= 1

@@ -47,9 +47,9 @@ class Request:
 class Attempt(Latch[Settlement]):
     """A request under way through this host, and the thread that waits for it.
 
-    ``deadline`` is monotonic seconds. ``sent`` counts how often it left for a leader: with 0 its author knows that
-    it was surely not executed; with 1 a leader's refusal is definite; with more only apply knows. The apply thread
-    or the loop settles it, whichever is first.
+    ``deadline`` is in seconds of the host's patience. ``sent`` counts how often it left for a leader: with 0 its
+    author knows that it was surely not executed; with 1 a leader's refusal is definite; with more only apply knows.
+    The apply thread or the loop settles it, whichever is first.
     """
 
     __slots__ = ("deadline", "request", "sent", "sent_to")

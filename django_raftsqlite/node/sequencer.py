@@ -197,15 +197,17 @@ class Sequencer:
                     return batch, True
         return batch, False
 
-    def expire(self, now: float) -> Iterator[Refusal]:
+    def expire(self, now: float, patience: float | None = None) -> Iterator[Refusal]:
         """Refuse writes that waited too long, and take the lease from a node that does not answer while others wait.
 
-        That node's refusal has the reason "revoked".
+        ``patience`` is the time by which deadlines are counted, where it is another. That node's refusal has the
+        reason "revoked".
         """
-        if any(isinstance(waiting, Write) and waiting.deadline <= now for waiting in self._queue):
+        patience = now if patience is None else patience
+        if any(isinstance(waiting, Write) and waiting.deadline <= patience for waiting in self._queue):
             kept: deque[Write | Lease] = deque()
             for waiting in self._queue:
-                if isinstance(waiting, Lease) or waiting.deadline > now:
+                if isinstance(waiting, Lease) or waiting.deadline > patience:
                     kept.append(waiting)
                 else:
                     self._known.discard(waiting.request)

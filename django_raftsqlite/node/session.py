@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -28,6 +27,7 @@ class LocalSession:
 
     Runs in its caller's thread; the lane keeps it apart from apply. It has the turn from the beginning until COMMIT
     is sent or it is rolled back: while its COMMIT is being replicated, the next transaction of the node works on top.
+    ``left`` begins to count the time that may pass until there is room for it on scratch.
     """
 
     def __init__(
@@ -38,18 +38,18 @@ class LocalSession:
         pragmas: Mapping[str, int],
         *,
         execute: Execute,
-        timeout: float,
+        left: Callable[[], Callable[[], float]],
     ) -> None:
         self._lane = lane
         self._turns = turns
         self._turn = turn
         self._pragmas = pragmas
         self._execute = execute
-        self._timeout = timeout
+        self._left = left
         self._sealed = False
         self._over = False
         self._in_transaction = True
-        self.base = self._enter(time.monotonic() + timeout)
+        self.base = self._enter()
 
     @property
     def claim(self) -> bytes:
@@ -72,7 +72,7 @@ class LocalSession:
 
     def resume(self) -> None:
         """See BackendSession."""
-        self.base = self._enter(time.monotonic() + self._timeout)
+        self.base = self._enter()
         self._in_transaction = True
 
     @property
@@ -119,8 +119,8 @@ class LocalSession:
     def _finish(self) -> None:
         self._turns.finish(self._turn)
 
-    def _enter(self, deadline: float) -> Base:
+    def _enter(self) -> Base:
         try:
-            return self._lane.enter(self._turn, self._pragmas, deadline)
+            return self._lane.enter(self._turn, self._pragmas, self._left())
         except NodeFault as fault:
             raise OperationalError(f"scratch cannot begin a transaction: {fault}") from fault

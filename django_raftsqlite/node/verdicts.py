@@ -46,11 +46,11 @@ def raise_unless_done(outcome: Outcome) -> None:
             )
 
 
-def of_refusal(refused: Refused | Lost, view: RaftView, members: int) -> Error | LeaseLost:
+def of_refusal(refused: Refused | Lost, view: RaftView, members: int, busy: object = None) -> Error | LeaseLost:
     """The leader refused, or this node before it asked; the request is surely not in the log."""
     match refused.reason:
         case "locked":
-            return LeaseTimeout(str(refused))
+            return LeaseTimeout(str(refused) + _busy_with(busy))
         case "conflict":
             return LeaseLost(str(refused))
         case "stopped":
@@ -58,11 +58,19 @@ def of_refusal(refused: Refused | Lost, view: RaftView, members: int) -> Error |
         case "failed":
             return Unavailable(f"this node stopped itself: {refused}", "failed")
         case _:
-            return unavailable(str(refused), view, members)
+            return unavailable(str(refused), view, members, busy)
 
 
-def unavailable(what: str, view: RaftView, members: int) -> Unavailable:
-    """``what`` did not happen in time; why, as far as this node can see in a group of ``members``."""
+def locked(holder: str, busy: object = None) -> LeaseTimeout:
+    """The lease was not to be had in time."""
+    return LeaseTimeout(f"database is locked: the write lease is held by {holder}{_busy_with(busy)}")
+
+
+def unavailable(what: str, view: RaftView, members: int, busy: object = None) -> Unavailable:
+    """``what`` did not happen in time; why, as far as this node can see in a group of ``members``.
+
+    ``busy`` is the long statement that keeps this node or the leader, if there is one.
+    """
     if view.role == "failed":
         return Unavailable(f"{what}: this node stopped itself: {view.reason}", "failed")
     reachable = len(view.connected) + 1
@@ -70,11 +78,15 @@ def unavailable(what: str, view: RaftView, members: int) -> Unavailable:
         return Unavailable(f"{what}: no quorum ({reachable} of {members} members are in reach)", "no quorum")
     if view.leader is None:
         return Unavailable(f"{what}: no leader is known at the moment", "no leader")
-    return Unavailable(f"{what}: too slow (the leader is {view.leader})", "too slow")
+    return Unavailable(f"{what}: too slow (the leader is {view.leader}){_busy_with(busy)}", "too slow")
 
 
-def unknown(why: object) -> CommitOutcomeUnknown:
+def unknown(why: object, busy: object = None) -> CommitOutcomeUnknown:
     """The request went out, and nothing came back."""
     return CommitOutcomeUnknown(
-        f"the outcome of this write is unknown ({why}): it may or may not have been committed"
+        f"the outcome of this write is unknown ({why}{_busy_with(busy)}): it may or may not have been committed"
     )
+
+
+def _busy_with(busy: object) -> str:
+    return "" if busy is None else f"; a long statement is being applied ({busy})"
