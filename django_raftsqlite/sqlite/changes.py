@@ -13,7 +13,7 @@ from .rowids import LARGEST_BYTES
 from .tables import PREFIX
 
 _STREAM_ABOVE = 64 * 1024
-"""Bytes of a changeset above which it is hashed piece by piece: APSW holds the interpreter's lock for each piece."""
+"""Bytes of a changeset above which it is hashed piece by piece."""
 
 
 class Recorder:
@@ -58,7 +58,13 @@ class Recorder:
             changes = session.changeset()
             digest.update(changes)
             return LARGEST_BYTES in changes
-        session.changeset_stream(digest.update)
+
+        def update(piece: bytes) -> None:
+            # Python code, so that other threads have their turn: APSW does not let go of the interpreter meanwhile,
+            # nor does the digest for small pieces.
+            digest.update(piece)
+
+        session.changeset_stream(update)
         return True
 
     def schema_changed(self) -> None:

@@ -109,7 +109,7 @@ def test_one_value_may_have_fifty_megabytes(big: Cluster) -> None:
     seconds = author.call("insert_blob", session="blob", tag="blob", size=size, wait=LONG)
     others.check(f"a BLOB of {size // MB} MB", seconds)
     for node in big:
-        assert rows(node, "SELECT length(data), CAST(substr(data, -7, 5) AS TEXT) FROM big") == [[size, " blob"]]
+        assert rows(node, "SELECT length(data), CAST(substr(data, 4996, 5) AS TEXT) FROM big") == [[size, "blob "]]
 
 
 @pytest.mark.timeout(LONG)
