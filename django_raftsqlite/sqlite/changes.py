@@ -59,7 +59,7 @@ class Recorder:
             digest.update(changes)
             return LARGEST_BYTES in changes
 
-        def update(piece: bytes) -> None:
+        def update(piece: memoryview[int]) -> None:
             # Python code, so that other threads have their turn: APSW does not let go of the interpreter meanwhile,
             # nor does the digest for small pieces.
             digest.update(piece)
