@@ -42,8 +42,9 @@ class ScratchLane:
     transaction whose turn it is is then ``moved``: it goes on at :meth:`enter`, where what is being committed
     is run again below it, and its author repeats what it did.
 
-    Nothing that was done here is ever kept: apply runs each transaction from the log. Invariants: while apply
-    holds the lane, scratch is in no transaction; ``_committing`` are the COMMITs of this node that were sent and
+    Nothing that was done here is ever kept: apply runs each transaction from the log. Invariants: while ``_applying``
+    is true scratch is in no transaction, and nobody holds the mutex for longer than a moment, since that may take
+    minutes; ``_committing`` are the COMMITs of this node that were sent and
     not applied, in order, and scratch, when it is in a transaction, holds all of them.
     """
 
@@ -52,6 +53,7 @@ class ScratchLane:
         self._mutex = threading.Lock()
         self._settled = threading.Condition(self._mutex)
         self._turn: Turn | None = None
+        self._applying = False
         self._committing: list[Committing] = []
         self._pragmas: Mapping[str, int] = {}
 
@@ -63,8 +65,8 @@ class ScratchLane:
     def enter(self, turn: Turn, pragmas: Mapping[str, int], left: Callable[[], float]) -> Base:
         """Begin, or begin again, on top of all that is committed or on its way; what this state is called.
 
-        Raises LeaseLost, also when no seconds are ``left`` while it waits for a COMMIT on which nothing can be based;
-        NodeFault.
+        Raises LeaseLost, also when no seconds are ``left`` while it waits for a COMMIT on which nothing can be based,
+        or for what is being applied; NodeFault.
         """
         with self._mutex:
             self._check_lease(turn)
@@ -76,12 +78,12 @@ class ScratchLane:
             with self._busy(turn):
                 while True:
                     turn.moved = False
-                    base = self._stack(pragmas)
+                    base = None if self._applying else self._stack(pragmas)
                     if base is not None:
                         return base
                     self._scratch.rollback()
                     if (seconds := left()) <= 0:
-                        raise LeaseLost("the transaction before it is still being committed")
+                        raise LeaseLost("the transaction before it is still being committed or applied")
                     self._settled.wait(seconds)
                     self._check_lease(turn)
 
@@ -149,9 +151,15 @@ class ScratchLane:
 
     @contextmanager
     def apply(self) -> Iterator[Callable[[Iterable[tuple[RequestId, Outcome]]], None]]:
-        """Hold the lane for one entry. What is yielded is to be told the outcomes before the lane is left."""
+        """Have scratch out of the way for one entry. What is yielded is to be told the outcomes before it is back."""
         with self._preempting():
+            self._applying = True
+        try:
             yield self._applied
+        finally:
+            with self._mutex:
+                self._applying = False
+                self._settled.notify_all()
 
     def close(self) -> None:
         """Roll back and close scratch."""
@@ -172,19 +180,19 @@ class ScratchLane:
         finally:
             self._mutex.release()
 
-    # Under the mutex --------------------------------------------------------------------------------------
-
     def _applied(self, outcomes: Iterable[tuple[RequestId, Outcome]]) -> None:
-        if not self._committing:
-            return
-        decided = dict(outcomes)
-        kept = [committing for committing in self._committing if committing.request not in decided]
-        if len(kept) == len(self._committing):
-            return
-        if any(decided[c.request].status is not Status.DONE for c in self._committing if c.request in decided):
-            kept = []  # what lies on top of a transaction that failed will find its base gone
-        self._committing = kept
-        self._settled.notify_all()
+        with self._mutex:
+            if not self._committing:
+                return
+            decided = dict(outcomes)
+            kept = [committing for committing in self._committing if committing.request not in decided]
+            if len(kept) == len(self._committing):
+                return
+            if any(decided[c.request].status is not Status.DONE for c in self._committing if c.request in decided):
+                kept = []  # what lies on top of a transaction that failed will find its base gone
+            self._committing = kept
+
+    # Under the mutex --------------------------------------------------------------------------------------
 
     def _stack(self, pragmas: Mapping[str, int]) -> Base | None:
         """Begin at the newest state, with all that is being committed on top; None where that can't be done yet."""
