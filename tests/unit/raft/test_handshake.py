@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.raft.frames import MAX_HELLO
-from django_raftsqlite.raft.handshake import Certificate, Handshake, HandshakeError, Identity, split_address
+from django_raftsqlite.raft.handshake import PROTOCOL, Certificate, Handshake, HandshakeError, Identity, split_address
 
 LOW, MIDDLE, HIGH = "127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"
 ALL = frozenset({LOW, MIDDLE, HIGH})
@@ -104,7 +104,7 @@ def test_a_proof_sent_back_to_its_author_proves_nothing() -> None:
     ("hello", "text"),
     [
         ({"magic": "smtp"}, "does not speak"),
-        ({"protocol": 2}, "protocol 2, not 1"),
+        ({"protocol": PROTOCOL - 1}, f"protocol {PROTOCOL - 1}, not {PROTOCOL}"),
         ({"cluster": b"d" * 16}, "another group"),
         ({"from": "127.0.0.1:9999"}, "not a member"),
         ({"from": LOW}, "not a member"),
