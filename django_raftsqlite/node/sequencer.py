@@ -16,7 +16,7 @@ from ..sqlite.entry import Item
 MAX_BATCH_ITEMS = 512
 MAX_BATCH_BYTES = 512 * 1024
 
-RUN = 0.02
+RUN = 0.05
 """Seconds for which one node's transactions may follow each other while others wait for the lease."""
 
 LEASE_GRACE = 1.0  # beyond lease_timeout, which the holder's node enforces itself: it is stopped, or cut off
