@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         default=SERIES[-1],
         help=f"a series ({', '.join(SERIES)}), or an exact version; default: %(default)s",
     )
-    parser.add_argument("--python", type=_python, help="such as 3.12; default: the oldest that fits and that is there")
+    parser.add_argument("--python", type=_python, help="such as 3.12; default: the oldest that fits and is there")
     parser.add_argument("--labels", type=str.split, default=[], help="test labels, separated by spaces; default: all")
     parser.add_argument("--engine", choices=["ours", "sqlite3"], default="ours")
     parser.add_argument("--nodes", type=int, choices=[1, 3], default=1, help="3: the tests run on a follower")
