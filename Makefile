@@ -14,11 +14,11 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## Three nodes of the shop in testproject/, with data in it. Ctrl-C stops them.
 	$(BIN)/python testproject/manage.py runcluster --nodes 3 --dir .raftsqlite --migrate --run "seed --admin admin"
 
-test: $(INSTALLED)  ## All tests, with a short slice of the soaks (under 12 minutes).
+test: $(INSTALLED)  ## All tests, with short slices of the soaks and of Django's own tests.
 	$(BIN)/python -m pytest -m "not slice"
 
-django-slice: $(INSTALLED)  ## A choice of Django's own tests, three ways, on Django 5.2 and 6.1 (about 5 minutes).
-	$(BIN)/python -m pytest -m slice tests/django_suite
+django-slice: $(INSTALLED)  ## A choice of Django's own tests, three ways, on Django 5.2 and 6.1.
+	$(BIN)/python -m pytest tests/django_suite
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

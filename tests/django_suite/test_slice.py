@@ -19,10 +19,16 @@ transactions update update_only_fields
 ONE_NODE_LABELS = f"{LABELS} aggregation db_functions expressions lookup migrations model_fields queries"
 
 
-@pytest.mark.slice
+RUNS = [
+    pytest.param(way, django, id=f"Django {django}, {way}", marks=() if quick else pytest.mark.slice)
+    for django in ("5.2", "6.1")
+    for way in (ONE_NODE, FOLLOWER, ATTACHED)
+    for quick in [django == "5.2" or way == ONE_NODE]
+]
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("django", ["5.2", "6.1"])
-@pytest.mark.parametrize("way", [ONE_NODE, FOLLOWER, ATTACHED], ids=str)
+@pytest.mark.parametrize(("way", "django"), RUNS)
 def test_no_test_of_django_differs_from_the_built_in_backend(way: Way, django: str, tmp_path: Path) -> None:
     """What passes on django.db.backends.sqlite3 passes here, and what runs there runs here; on a follower every write
     goes through the network and the nodes' files are equal after each class of tests that commits."""

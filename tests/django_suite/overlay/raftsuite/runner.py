@@ -55,9 +55,9 @@ class Runner(DiscoverRunner):
         total = len(list(iter_test_cases(suite)))
         # Before the tests, some of which put skips of their own there.
         own_reasons = _own_reasons()
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         result = super().run_suite(suite, **kwargs)
-        seconds = time.perf_counter() - started
+        seconds, processor = time.perf_counter() - started, time.process_time() - used
         connection: Any = connections["default"]
         report = {
             "engine": connection.settings_dict["ENGINE"],
@@ -67,6 +67,7 @@ class Runner(DiscoverRunner):
             "tests": total,
             "ran": result.testsRun,
             "seconds": round(seconds, 1),
+            "processor": round(processor, 1),
             "failures": _names(result.failures),
             "errors": _names(result.errors),
             "skipped": {_name(test): str(reason) for test, reason in result.skipped},
