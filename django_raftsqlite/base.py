@@ -15,6 +15,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import FORMAT_QMARK_REGEX
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLiteDatabaseWrapper
+from django.db.utils import DatabaseError
 from django.utils.asyncio import async_unsafe
 from django.utils.dateparse import parse_date, parse_datetime, parse_time
 from django.utils.functional import cached_property
@@ -99,6 +100,16 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
     def create_cursor(self, name: str | None = None) -> CursorWrapper:  # noqa: ARG002 - Django's signature
         cursor: CursorWrapper = self.connection.cursor(factory=CursorWrapper)
         return cursor
+
+    def _commit(self) -> None:
+        try:
+            super()._commit()  # type: ignore[misc]  # the stubs lack it
+        except DatabaseError:
+            raise
+        except BaseException:
+            # Interrupted. atomic() rolls back after a DatabaseError only, and the next commit would run these hooks.
+            self.run_on_commit = []
+            raise
 
     @async_unsafe
     def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import apsw
 
-from ..exceptions import CommitOutcomeUnknown, NotSupportedError, ProgrammingError
+from ..exceptions import CommitOutcomeUnknown, Error, NotSupportedError, ProgrammingError
 from ..node.api import Node
 from ..sqlite import pragmas
 from ..sqlite.classify import Classified, Kind, classify
@@ -58,14 +58,19 @@ class Executor:
         transaction = self._opened
         try:
             action()
-        except CommitOutcomeUnknown:
-            self._committed()
+        except BaseException as error:
+            self._note_unknown(error)
             raise
         finally:
             if transaction.over:
                 self.transaction = None
             if transaction.committed:
                 self._committed()
+
+    def _note_unknown(self, error: BaseException) -> None:
+        # What is no error of the driver's own interrupted it: KeyboardInterrupt, a timeout's signal.
+        if isinstance(error, CommitOutcomeUnknown) or not isinstance(error, Error):
+            self._committed()
 
     def run(self, sql: str, parameters: Any) -> Answer:
         """Run one statement."""
@@ -153,8 +158,8 @@ class Executor:
             result = self._node.submit(statement, dict(self._pragmas), solo=solo, timeout=self.timeout)
         except StatementError as error:
             raise from_statement(error) from error
-        except CommitOutcomeUnknown:
-            self._committed()
+        except BaseException as error:
+            self._note_unknown(error)
             raise
         finally:
             self._pragmas.pop("defer_foreign_keys", None)

@@ -164,6 +164,10 @@ class Stream:
             self._failure = from_reader(error)
             if read is not None:
                 read.failed(error)
+        except BaseException:
+            # Interrupted: rows between those and the next ones may be lost.
+            self._end()
+            raise
         finally:
             if read is not None:
                 clock.leave()
@@ -244,6 +248,10 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
         if not begun:
             raw.close(True)
             raise failure from error
+    except BaseException:
+        # Interrupted: as long as anybody keeps the traceback, the statement would keep the reader's snapshot.
+        raw.close(True)
+        raise
     finally:
         if read is not None:
             clock.leave()

@@ -320,15 +320,18 @@ class Transaction:
 
     def _lose(self, error: BaseException) -> None:
         self.lost = error
-        if self.session is not None:
-            self.session.rollback()
-        self._close_snapshot(undo=True)
+        self._leave(undo=True)
 
     def _end(self, *, undo: bool = False) -> None:
         self.over = True
-        if self.session is not None:
-            self.session.rollback()
-        self._close_snapshot(undo=undo)
+        self._leave(undo=undo)
+
+    def _leave(self, *, undo: bool) -> None:
+        try:
+            if self.session is not None:
+                self.session.rollback()
+        finally:
+            self._close_snapshot(undo=undo)
 
 
 def _savepoint(name: str) -> Statement:

@@ -188,9 +188,9 @@ class HostedNode:
         """:meth:`begin` on behalf of an attached process."""
         left = self._patience.until(self._patience.now() + timeout)
         turn = Turn(f"node {self.config.address}, process {pid}", reason, nowait=nowait)
-        self._turns.take(turn)
-        granted = turn.wait(left)
         try:
+            self._turns.take(turn)
+            granted = turn.wait(left)
             if granted is None:
                 raise self._not_granted(turn)
             if isinstance(granted, Lost):
@@ -202,7 +202,7 @@ class HostedNode:
             )
         except BaseException:
             self._lane.leave(turn)
-            self._turns.finish(turn)
+            self._turns.leave(turn)  # it may still be waiting, when a signal ended that
             raise
 
     def _left_for_scratch(self) -> Callable[[], float]:

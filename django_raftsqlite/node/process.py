@@ -342,13 +342,16 @@ class ProcessNode:
         except BaseException:
             lock.release()
             raise
-        host.start()
         server = AttachServer(host)
         try:
+            host.start()
             server.start()
             self._open_readers()
-        except OSError as error:
+        except BaseException as error:
+            server.close()
             host.close()
+            if not isinstance(error, OSError):
+                raise
             raise OperationalError(f"the node's socket in {self.config.folder} cannot be opened: {error}") from error
         self._server = server
         return host
