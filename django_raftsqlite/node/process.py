@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -42,6 +44,9 @@ SHORTEST_WAIT = 0.05
 T = TypeVar("T")
 Encode = Callable[[RequestId, int], Encoded]
 
+_all: weakref.WeakSet[ProcessNode] = weakref.WeakSet()
+_inherited: list[ProcessNode] = []
+
 
 class ProcessNode:
     """This process's share of a node: it stays the same object while hosts come and go. A Node.
@@ -62,6 +67,8 @@ class ProcessNode:
         self._server: AttachServer | None = None
         self._readers: ReaderPool | None = None
         self._closed = False
+        self._mine = True
+        _all.add(self)
 
     @property
     def readers(self) -> ReaderPool:
@@ -83,11 +90,18 @@ class ProcessNode:
         """Whether :meth:`close` was called."""
         return self._closed
 
+    @property
+    def mine(self) -> bool:
+        """Whether this process made it; false in a forked child, which must open a node of its own."""
+        return self._mine
+
     def backend(self, deadline: float | None = None) -> Backend:
         """The hosted or attached node. Raises OperationalError when there is none, Unavailable when not in time."""
         backend = self._backend
-        if backend is not None and not backend.lost:
+        if backend is not None and not backend.lost and self._mine:
             return backend
+        if not self._mine:
+            raise OperationalError(f"the node of {self.config.name} was opened before this process forked")
         if deadline is None:
             deadline = time.monotonic() + self.config.timeout
         if not self._mutex.acquire(timeout=max(deadline - time.monotonic(), SHORTEST_WAIT)):
@@ -145,7 +159,9 @@ class ProcessNode:
         return self._ask(status, time.monotonic() + self.config.timeout)
 
     def close(self) -> None:
-        """Stop hosting, or detach; idempotent."""
+        """Stop hosting, or detach; idempotent. In a forked child it does nothing."""
+        if not self._mine:
+            return
         self._closed = True
         with self._mutex:
             backend, self._backend = self._backend, None
@@ -414,6 +430,8 @@ class Session:
 
     def execute(self, statement: Statement) -> Result:
         """See WriteSession."""
+        if not self._node.mine:
+            raise HostLost("the transaction was begun before this process forked: it is the parent's")
         return self._session.execute(statement)
 
     def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
@@ -431,6 +449,8 @@ class Session:
 
     def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
         """See WriteSession."""
+        if not self._node.mine:
+            raise HostLost("the transaction was begun before this process forked: it is the parent's")
         session, pragmas = self._session, self._pragmas
         solo = pragmas.get("foreign_keys", 1) == 0
         encode = self._node.encoder(statements, session.base, pragmas, solo=solo)
@@ -444,8 +464,20 @@ class Session:
 
     def rollback(self) -> None:
         """See WriteSession."""
-        self._session.rollback()
+        if self._node.mine:
+            self._session.rollback()
 
 
 def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), SHORTEST_WAIT)
+
+
+def _disown() -> None:
+    """A forked child must not touch its parent's threads, sockets or SQLite handles, not even to close them."""
+    for node in list(_all):
+        node._mine = False
+        _inherited.append(node)
+    _all.clear()
+
+
+os.register_at_fork(after_in_child=_disown)

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 from ..exceptions import HostLost, OperationalError
-from ..sqlite import forking
 from . import socketpath
 from .api import NodeConfig
 from .attached import AttachedNode
@@ -56,11 +55,9 @@ def close_nodes() -> None:
 
 
 def _forget_in_child() -> None:
-    """A forked child must not touch its parent's threads, sockets or SQLite handles, not even to close them."""
+    """A forked child opens nodes of its own."""
     global _mutex  # noqa: PLW0603 - it may be held by a thread that does not exist here
     _mutex = threading.Lock()
-    for node in _nodes.values():
-        forking.keep_for_ever(node)
     _nodes.clear()
 
 

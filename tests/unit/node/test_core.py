@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from django_raftsqlite.node.core import Core, Message, Refused
+from django_raftsqlite.node.core import Core, Message, Opening, Refused
 from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt, Request, Requests
 from django_raftsqlite.node.turns import Lost, Turn, Turns
@@ -466,3 +466,140 @@ def test_a_failed_node_refuses_what_was_surely_not_sent() -> None:
     for request in (unsent, later):
         refused = request.wait(0)
         assert isinstance(refused, Refused) and refused.reason == "failed" and "disk full" in str(refused)
+
+
+def refuse(group: Group, address: str, subject: bytes) -> None:
+    """The leader's refusal arrives at ``address``."""
+    message = {"type": "node.refused", "subject": subject, "reason": "locked", "text": "locked"}
+    group.cores[address].on_message(group.leader or "", message)
+
+
+def test_a_request_that_an_earlier_host_sent_is_never_refused_for_sure() -> None:
+    """The dead host's copy may be in the log, whatever this leader says."""
+    group = Group()
+    group.elect("n1")
+    request = group.request("n2", sent=True)
+    group.cores["n2"].submit(request)
+    refuse(group, "n2", request.id.to_bytes())
+    assert not request.decided
+
+
+def test_a_request_is_told_to_the_leader_as_sent_before_when_an_earlier_host_may_have_sent_it() -> None:
+    group = Group()
+    group.elect("n1")
+    group.cores["n2"].submit(group.request("n2", b"new"))
+    group.cores["n2"].submit(group.request("n2", b"old", sent=True))
+    assert [(message["data"], message["again"]) for _, _, message in group.wire] == [(b"new", False), (b"old", True)]
+
+
+def test_a_commit_that_outlived_its_host_enters_the_log_although_another_holds_the_lease() -> None:
+    group = Group()
+    group.elect("n1")
+    answers: list[Any] = []
+    group.cores["n3"].claim(claim(group, b"L3", answers))
+    group.deliver()
+    assert answers == [0]
+    group.cores["n2"].submit(group.request("n2", b"commit", lease=b"dead host's", sent=True))
+    group.deliver()
+    assert group.payloads() == [[b"commit"]]
+
+
+def test_the_same_request_from_two_connections_is_queued_once() -> None:
+    group = Group()
+    group.elect("n1")
+    group.cores["n1"].claim(claim(group, b"L", []))
+    first = group.request("n2", b"x")
+    again = group.attempt("n2", first.request)
+    group.cores["n2"].submit(first)
+    group.cores["n2"].submit(again)
+    group.deliver()
+    group.cores["n1"].release(b"L")
+    assert group.payloads() == [[b"x"]]
+
+
+def test_a_failed_node_tells_those_whose_requests_it_sent_at_once() -> None:
+    """It will never apply them, so there is nothing to wait for; whether they were executed it cannot say."""
+    group = Group()
+    group.elect("n1")
+    request = group.request("n2")
+    group.cores["n2"].submit(request)
+    group.cores["n2"].fail("disk full")
+    refused = request.wait(0)
+    assert isinstance(refused, Refused) and refused.reason == "failed" and request.sent == 1
+
+
+def test_a_host_that_stops_tells_all_who_wait_and_takes_nothing_new() -> None:
+    group = Group()
+    core = group.cores["n2"]
+    request, opening, answers, barriers = group.request("n2"), Opening(b"o" * 16, group.now + 5), [], []
+    core.submit(request)
+    core.open_origin(opening)
+    core.claim(claim(group, b"L", answers))
+    core.barrier(barriers.append)
+    core.stop("bye")
+    later = group.request("n2")
+    core.submit(later)
+    for latch in (request, opening, later):
+        refused = latch.wait(0)
+        assert isinstance(refused, Refused) and refused.reason == "stopped"
+    assert [answer.reason for answer in answers] == ["stopped"] and barriers == [None]
+
+
+def test_an_origin_is_asked_for_until_it_is_open() -> None:
+    group = Group()
+    opening = Opening(b"o" * 16, group.now + 5)
+    group.cores["n2"].open_origin(opening)
+    group.elect("n1")
+    group.wire.clear()  # lost with the leader
+    group.elect("n3")
+    group.deliver()
+    assert group.payloads() == [[b"o" * 16]]
+    assert not opening.decided
+    group.cores["n2"].origin_opened(b"o" * 16)
+    assert opening.wait(0) is True
+    group.commit_all()
+    group.now += 2
+    group.cores["n2"].tick()
+    group.deliver()
+    assert len(group.log) == 1
+
+
+def test_nobody_asks_for_an_origin_after_its_deadline() -> None:
+    group = Group()
+    group.cores["n2"].open_origin(Opening(b"o" * 16, group.now + 5))
+    group.now += 6
+    group.cores["n2"].tick()
+    group.elect("n1")
+    group.deliver()
+    assert group.log == []
+
+
+def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
+    group = Group(lease_timeout=None)
+    group.elect("n1")
+    group.cores["n1"].claim(claim(group, b"L", []))
+    opening = Opening(b"o" * 16, group.now + 1)
+    group.cores["n2"].open_origin(opening)
+    group.deliver()
+    group.now += 1.1
+    group.cores["n1"].tick()
+    group.deliver()
+    refused = opening.wait(0)
+    assert isinstance(refused, Refused) and refused.reason == "locked" and "held by L" in str(refused)
+    assert group.log == []
+
+
+def test_what_was_sent_to_a_leaders_former_office_is_dropped() -> None:
+    """An old message that arrives late could open a closed origin again, and be taken for new under it."""
+    group = Group()
+    group.elect("n1")
+    group.cores["n2"].open_origin(Opening(b"o" * 16, group.now + 5))
+    group.cores["n2"].submit(group.request("n2", b"late"))
+    late = list(group.wire)
+    group.wire.clear()
+    group.elect("n3")
+    group.elect("n1")
+    group.wire.clear()
+    group.wire.extend(late)
+    group.deliver()
+    assert group.log == [] and len(group.cores["n1"].sequencer) == 0
