@@ -17,6 +17,7 @@ from django_raftsqlite.configuration import configure
 from django_raftsqlite.consistency import Level
 from django_raftsqlite.node import registry
 
+from . import fatal
 from .contention import contend
 from .histories import Undone, read_lists
 from .workloads import OPENING_BALANCE, Load, account_rows
@@ -120,6 +121,16 @@ def set_balance(name: str, balance: int) -> None:
     Account.objects.filter(name=name).update(balance=balance)
 
 
+def die_at(point: str, marker: str) -> None:
+    """kill -9 of this process, by itself, when a transaction that holds ``marker`` gets to that point of its way."""
+    fatal.arm(point, marker)
+
+
+def fork() -> int:
+    """Fork a child that does nothing but live; its process id."""
+    return fatal.fork_sleeper()
+
+
 def open_lists(keys: list[str]) -> None:
     """Empty lists for the histories."""
     Series.objects.bulk_create([Series(name=key) for key in keys])
@@ -172,6 +183,8 @@ VERBS: dict[str, Callable[..., Any]] = {
         open_lists,
         lists,
         contend,
+        die_at,
+        fork,
         start_load,
         stop_load,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import F, Sum
+from django.db.transaction import TransactionManagementError
 from ledger.models import Account, Event
 from ledger.services import InsufficientFunds, transfer
 
@@ -28,6 +29,7 @@ from tests.support.history import Recorder
 from .histories import SURELY_NOT, Histories
 
 OPENING_BALANCE = 1000
+BULK = 5
 PAUSE_AFTER_FAILURE = 0.05
 SLOW, ABORTED = 0.01, 0.03
 """Shares of the transfers that stand still in the middle, and that are rolled back at the end."""
@@ -140,6 +142,11 @@ class Load:
             self._protocol.write("seen", "insert", text)
             if found != 1:
                 self._protocol.write("wrong", "insert", text, f"seen {found} times right after its acknowledgement")
+
+    def _bulk(self, text: str, rng: random.Random) -> None:
+        """Rows that are there together or not at all."""
+        rows = [Event(text=f"bulk {text} {number}/{BULK}") for number in range(BULK)]
+        self._attempt("bulk", text, lambda: Event.objects.bulk_create(rows))
 
     def _bump(self, text: str, rng: random.Random) -> None:
         """Add 1 where a statement that is applied twice cannot hide: nothing in it is unique."""
