@@ -36,10 +36,14 @@ class Trap:
         original = getattr(owner, name)
 
         def trapped(*arguments: Any, **named: Any) -> Any:
-            carried = any(isinstance(argument, bytes) and self._marker in argument for argument in arguments)
-            return around(lambda: original(*arguments, **named), carried)
+            return around(lambda: original(*arguments, **named), self._carried_by(arguments))
 
         setattr(owner, name, trapped)
+
+    def _carried_by(self, value: Any) -> bool:
+        if isinstance(value, bytes):
+            return self._marker in value
+        return isinstance(value, list | tuple) and any(map(self._carried_by, value))
 
     def before(self, owner: Any, name: str) -> None:
         """Die in place of a call of ``owner.name`` with it."""

@@ -8,6 +8,7 @@ import pytest
 
 from django_raftsqlite.node.origin import IDLE, Origin
 from django_raftsqlite.node.requests import Request
+from django_raftsqlite.sqlite.parts import Encoded
 
 
 class Clock:
@@ -19,7 +20,7 @@ class Clock:
 
 def create(origin: Origin) -> Request:
     """A request whose payload is its low-water mark."""
-    return origin.create(lambda _, low_water: b"%d" % low_water, solo=False)
+    return origin.create(lambda _, low_water: Encoded([b"%d" % low_water], 1, b""), solo=False)
 
 
 def test_the_low_water_mark_is_the_oldest_open_request() -> None:
@@ -43,7 +44,7 @@ def test_two_origins_never_share_an_id() -> None:
 def test_a_request_that_cannot_be_encoded_holds_nothing_up_and_its_number_is_not_given_again() -> None:
     origin = Origin()
 
-    def broken(*_: object) -> bytes:
+    def broken(*_: object) -> Encoded:
         raise OverflowError
 
     with pytest.raises(OverflowError):
