@@ -285,9 +285,8 @@ class StateMachine:
         draft.record(decision, request)
         if parted:
             draft.parts.drop(request)
-        elif decision.outcome.status is Status.CONFLICT:
-            # Not kept: a copy of it can't win either, since its base is gone. One in parts can't be told again so.
-            return decision.outcome
+        # A conflict is kept, too: the base may come to be later, when it names a transaction that was still on its
+        # way, and a copy of this request must not win then, since its author has run the transaction again.
         kept = encode_outcome(decision.outcome)
         if len(kept) > LARGEST_KEPT:
             kept = encode_outcome(replace(decision.outcome, result=None))

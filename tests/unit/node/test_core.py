@@ -495,10 +495,7 @@ def test_a_request_is_told_to_the_leader_as_sent_before_when_an_earlier_host_may
 def test_a_commit_that_outlived_its_host_enters_the_log_although_another_holds_the_lease() -> None:
     group = Group()
     group.elect("n1")
-    answers: list[Any] = []
-    group.cores["n3"].claim(claim(group, b"L3", answers))
-    group.deliver()
-    assert answers == [0]
+    group.take_granted("n3", "at work")
     group.cores["n2"].submit(group.request("n2", b"commit", lease=b"dead host's", sent=True))
     group.deliver()
     assert group.payloads() == [[b"commit"]]
@@ -507,13 +504,15 @@ def test_a_commit_that_outlived_its_host_enters_the_log_although_another_holds_t
 def test_the_same_request_from_two_connections_is_queued_once() -> None:
     group = Group()
     group.elect("n1")
-    group.cores["n1"].claim(claim(group, b"L", []))
+    turn = group.take_granted("n1", "at work")
     first = group.request("n2", b"x")
     again = group.attempt("n2", first.request)
     group.cores["n2"].submit(first)
     group.cores["n2"].submit(again)
     group.deliver()
-    group.cores["n1"].release(b"L")
+    assert group.log == []
+    group.turns["n1"].finish(turn)
+    group.deliver()
     assert group.payloads() == [[b"x"]]
 
 
@@ -531,10 +530,11 @@ def test_a_failed_node_tells_those_whose_requests_it_sent_at_once() -> None:
 def test_a_host_that_stops_tells_all_who_wait_and_takes_nothing_new() -> None:
     group = Group()
     core = group.cores["n2"]
-    request, opening, answers, barriers = group.request("n2"), Opening(b"o" * 16, group.now + 5), [], []
+    request, opening = group.request("n2"), Opening(b"o" * 16, group.now + 5)
+    barriers: list[int | None] = []
     core.submit(request)
     core.open_origin(opening)
-    core.claim(claim(group, b"L", answers))
+    turn = group.take("n2", "waits")
     core.barrier(barriers.append)
     core.stop("bye")
     later = group.request("n2")
@@ -542,7 +542,8 @@ def test_a_host_that_stops_tells_all_who_wait_and_takes_nothing_new() -> None:
     for latch in (request, opening, later):
         refused = latch.wait(0)
         assert isinstance(refused, Refused) and refused.reason == "stopped"
-    assert [answer.reason for answer in answers] == ["stopped"] and barriers == [None]
+    lost = turn.wait(0)
+    assert isinstance(lost, Lost) and lost.reason == "stopped" and barriers == [None]
 
 
 def test_an_origin_is_asked_for_until_it_is_open() -> None:
@@ -577,7 +578,7 @@ def test_nobody_asks_for_an_origin_after_its_deadline() -> None:
 def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
     group = Group(lease_timeout=None)
     group.elect("n1")
-    group.cores["n1"].claim(claim(group, b"L", []))
+    group.take_granted("n1", "INSERT of the holder")
     opening = Opening(b"o" * 16, group.now + 1)
     group.cores["n2"].open_origin(opening)
     group.deliver()
@@ -585,7 +586,7 @@ def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
     group.cores["n1"].tick()
     group.deliver()
     refused = opening.wait(0)
-    assert isinstance(refused, Refused) and refused.reason == "locked" and "held by L" in str(refused)
+    assert isinstance(refused, Refused) and refused.reason == "locked" and "INSERT of the holder" in str(refused)
     assert group.log == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from django_raftsqlite.exceptions import (
     HostLost,
     LeaseTimeout,
     OperationalError,
-    TransactionConflict,
     Unavailable,
 )
-from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.requests import OriginClosed, Request
 from django_raftsqlite.sqlite.entry import (
@@ -59,8 +58,12 @@ class FakeSession:
     def execute(self, _statement: Statement) -> Result:
         raise NotImplementedError
 
-    def total_changes(self) -> int:
-        return 0
+    def repeat(self, _statements: Sequence[Statement]) -> list[Result | StatementError]:
+        raise NotImplementedError
+
+    def resume(self) -> None: ...
+
+    def seal(self) -> None: ...
 
     def commit(self, request: Request, *, timeout: float) -> Outcome:
         return self._backend.execute(request, timeout=timeout)
@@ -270,8 +273,8 @@ def test_a_commit_that_lost_its_host_goes_to_the_next_one_with_its_base_and_its_
     assert second.sessions == []
 
 
-def test_a_commit_whose_base_is_gone_is_a_conflict(tmp_path: Path) -> None:
-    with pytest.raises(TransactionConflict):
+def test_a_commit_whose_base_is_gone_is_to_be_run_again(tmp_path: Path) -> None:
+    with pytest.raises(LeaseLost):
         commit(Node(tmp_path, FakeBackend(lost()), FakeBackend(Outcome(Status.CONFLICT))))
 
 
@@ -284,11 +287,14 @@ def test_a_commit_never_says_that_the_host_was_lost(tmp_path: Path) -> None:
         commit(Node(tmp_path, FakeBackend(stands_still)), timeout=0.1)
 
 
-def test_an_open_foreign_key_leaves_the_session_open_and_the_next_commit_has_another_number(tmp_path: Path) -> None:
-    backend = FakeBackend(StatementError(787, "FOREIGN KEY constraint failed"), DONE)
+@pytest.mark.parametrize("error", [StatementError(787, "FOREIGN KEY constraint failed"), Moved()])
+def test_what_was_found_on_scratch_leaves_the_session_open_and_the_next_commit_has_another_number(
+    tmp_path: Path, error: Exception
+) -> None:
+    backend = FakeBackend(error, DONE)
     node = Node(tmp_path, backend)
     session = node.begin({}, reason="x", timeout=5)
-    with pytest.raises(StatementError):
+    with pytest.raises(type(error)):
         session.commit([INSERT], timeout=5)
     assert backend.sessions[0].rollbacks == 0
     session.commit([INSERT, INSERT], timeout=5)

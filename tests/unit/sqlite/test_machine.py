@@ -557,14 +557,34 @@ class TestBases:
         for wrong in (base._replace(last=bytes(24)), base._replace(lineage=b"x" * 16)):
             assert replica.run("INSERT INTO t(a) VALUES (2)", base=wrong).status is Status.CONFLICT
 
-    def test_a_conflict_changes_neither_version_nor_outcomes(self, make_replica: Make) -> None:
-        """It is not kept: the same transaction on a new base is a new request."""
+    def test_a_request_stays_a_conflict_when_the_state_it_is_based_on_comes_later(self, make_replica: Make) -> None:
+        """Its author was told so, and has run the transaction again under another id: a copy of it must not win."""
+        replica = make_replica(TABLE)
+        base = replica.machine.base
+        below = transaction(100, "INSERT INTO t(a) VALUES (1)", base=base)
+        on_top = transaction(
+            101,
+            "INSERT INTO t(a) VALUES (2)",
+            base=base._replace(version=base.version + 1, last=RequestId(ORIGIN, 100).to_bytes()),
+        )
+        too_early, done = replica.apply(on_top, below)
+        assert (too_early.status, done.status) == (Status.CONFLICT, Status.DONE)
+        (again,) = replica.apply(on_top)
+        assert again.status is Status.CONFLICT
+        replica.restart()
+        (again,) = replica.apply(on_top)
+        assert again.status is Status.CONFLICT
+        assert replica.rows("SELECT a FROM t") == [(1,)]
+
+    def test_a_conflict_changes_no_version(self, make_replica: Make) -> None:
+        """The same transaction on a new base is a new request."""
         replica = make_replica(TABLE)
         base, digest = replica.machine.base, replica.machine.digest
         replica.run("INSERT INTO t(a) VALUES (2)", base=base._replace(version=99))
         assert replica.machine.base == base
         assert replica.machine.digest != digest
-        assert replica.machine.outcome(RequestId(ORIGIN, replica.sequence)) is None
+        kept = replica.machine.outcome(RequestId(ORIGIN, replica.sequence))
+        assert kept is not None and kept.status is Status.CONFLICT
 
     def test_another_result_on_replay_is_an_outcome_of_its_own(self, make_replica: Make) -> None:
         """Same base, other answer than the author saw: undone on every node alike."""
