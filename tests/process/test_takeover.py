@@ -19,6 +19,8 @@ from .conftest import NewCluster
 from .fatal import POINTS
 from .test_transfers import ACCOUNTS, expected_balances
 
+FEWEST = 3
+"""Hosts that end under load, however short the test is to be."""
 PATIENCE = 30.0
 """Seconds that statements may take here: the machine is busy, and no request may end for want of time."""
 
@@ -197,8 +199,7 @@ def test_guests_under_load_lose_nothing_and_are_told_no_error_while_host_after_h
     alone: ClusterNode, rng: random.Random, soak_seconds: float
 ) -> None:
     """Whatever was under way ends with a definite outcome: done, or a conflict that says that nothing was done."""
-    record, killed = under_load([alone], rng, soak_seconds / 2, lambda host: host.kill())
-    assert killed > 1
+    record = under_load([alone], rng, soak_seconds / 2, lambda host: host.kill())
     check(record, [alone])
 
 
@@ -209,8 +210,7 @@ def test_hosts_of_a_group_are_killed_under_their_guests(
     """Leaders and followers alike."""
     cluster = new_cluster(timeout=PATIENCE)
     cluster.start()
-    record, killed = under_load(cluster.nodes, rng, soak_seconds / 2, lambda host: host.kill())
-    assert killed > 1
+    record = under_load(cluster.nodes, rng, soak_seconds / 2, lambda host: host.kill())
     cluster.converge()
     check(record, cluster.nodes)
     check_files(cluster.nodes)
@@ -221,14 +221,13 @@ def test_guests_notice_nothing_when_host_after_host_is_stopped(
     alone: ClusterNode, rng: random.Random, soak_seconds: float
 ) -> None:
     """As a server does that replaces its workers."""
-    record, stopped = under_load([alone], rng, soak_seconds / 3, lambda host: host.stop())
-    assert stopped > 1
+    record = under_load([alone], rng, soak_seconds / 3, lambda host: host.stop())
     check(record, [alone])
 
 
-def under_load(nodes: list[ClusterNode], rng: random.Random, seconds: float, end: Any) -> tuple[Record, int]:
-    """Have three processes on each node work, ``end`` one that hosts again and again; the load's record, and how
-    often. A process that was ended is replaced by one that attaches."""
+def under_load(nodes: list[ClusterNode], rng: random.Random, seconds: float, end: Any) -> Record:
+    """Have three processes on each node work, ``end`` one that hosts again and again; the load's record. A
+    process that was ended is replaced by one that attaches."""
     nodes[0].call("open_accounts", number=ACCOUNTS)
     folder = nodes[0].folder.parent / "protocols"
     folder.mkdir()
@@ -244,7 +243,7 @@ def under_load(nodes: list[ClusterNode], rng: random.Random, seconds: float, end
             work(family.attach())
     deadline = time.monotonic() + seconds
     ended = 0
-    while time.monotonic() < deadline:
+    while ended < FEWEST or time.monotonic() < deadline:
         time.sleep(rng.uniform(0.5, 2.0))
         family = rng.choice(families)
         host = family.host()
@@ -258,7 +257,7 @@ def under_load(nodes: list[ClusterNode], rng: random.Random, seconds: float, end
         family.node.worker = family.host()
     record = Record(folder.iterdir())
     print(f"{ended} hosts ended; {dict(record.reasons)}")
-    return record, ended
+    return record
 
 
 def check(record: Record, nodes: list[ClusterNode]) -> None:
