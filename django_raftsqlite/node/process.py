@@ -21,6 +21,7 @@ from ..exceptions import (
     OperationalError,
     Unavailable,
 )
+from ..sqlite import forking
 from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Statements, Status, Transaction
 from ..sqlite.errors import NodeFault, StatementError
 from ..sqlite.parts import Encoded, TransactionTooLarge, encode_pieces
@@ -45,7 +46,6 @@ T = TypeVar("T")
 Encode = Callable[[RequestId, int], Encoded]
 
 _all: weakref.WeakSet[ProcessNode] = weakref.WeakSet()
-_inherited: list[ProcessNode] = []
 
 
 class ProcessNode:
@@ -476,7 +476,7 @@ def _disown() -> None:
     """A forked child must not touch its parent's threads, sockets or SQLite handles, not even to close them."""
     for node in list(_all):
         node._mine = False
-        _inherited.append(node)
+        forking.keep_for_ever(node)
     _all.clear()
 
 

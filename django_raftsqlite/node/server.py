@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..raft.inheritance import keep_from_children
 from ..sqlite.entry import encode_outcome
 from ..sqlite.errors import StatementError
 from . import socketpath, wire
@@ -89,7 +88,6 @@ class AttachServer:
                 if not self._closing:
                     logger.exception("node %s no longer accepts attached processes", self._host.config.address)
                 return
-            keep_from_children(sock)
             connection = _Connection(self, self._host, sock)
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             with self._mutex:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..raft.inheritance import keep_from_children
 
 SOCKET_NAME = "socket"
 MAX_SOCKET_PATH = 107  # sun_path has 108 bytes, one of them a NUL: unix(7)
@@ -38,7 +37,6 @@ def listen(folder: Path, mode: int) -> socket.socket:
     Call it only with the folder's lock held.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    keep_from_children(listener)
     try:
         with address(folder) as where:
             Path(where).unlink(missing_ok=True)
@@ -76,7 +74,6 @@ def peer_pid(client: socket.socket) -> int | None:
 def connect(folder: Path, timeout: float) -> socket.socket:
     """Connect to the host of ``folder``. Raises OSError when nobody listens."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    keep_from_children(client)
     try:
         client.settimeout(timeout)
         with address(folder) as where:

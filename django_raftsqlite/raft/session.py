@@ -11,7 +11,6 @@ from typing import Any, Protocol, cast
 
 from .frames import KEEPALIVE, MAX_FRAME, FrameDecoder, FrameEncoder, FrameError
 from .handshake import Certificate, Handshake, HandshakeError, Identity, split_address
-from .inheritance import keep_from_children
 
 logger = logging.getLogger("django_raftsqlite.raft")
 
@@ -80,7 +79,6 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio with the TCP connection."""
         self._transport = cast("asyncio.Transport", transport)
-        keep_from_children(self)
         self.remote = self._dial or _format(transport.get_extra_info("peername"))
         sock = transport.get_extra_info("socket")
         if sock is not None:
@@ -116,11 +114,6 @@ class Session(asyncio.Protocol):
         self._release()
 
     # What the hub calls
-
-    def fileno(self) -> int:
-        """The socket's descriptor, -1 when it is closed."""
-        sock = None if self._transport is None else self._transport.get_extra_info("socket")
-        return -1 if sock is None else int(sock.fileno())
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message; raises FrameError when it is too large for a frame."""

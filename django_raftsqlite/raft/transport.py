@@ -14,7 +14,6 @@ from typing import Any
 from .config import RaftConfig
 from .frames import FrameEncoder, FrameError
 from .handshake import Identity, dials, split_address
-from .inheritance import keep_from_children
 from .session import HANDSHAKE_SECONDS, Session, logger
 
 WRITE_LIMIT = 64 * 1024 * 1024
@@ -256,7 +255,6 @@ async def _listen(address: str) -> list[socket.socket]:
 
 def _bound(family: int, where: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
-    keep_from_children(sock)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

@@ -18,7 +18,6 @@ from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import F, Sum
-from django.db.transaction import TransactionManagementError
 from ledger.models import Account, Event
 from ledger.services import InsufficientFunds, transfer
 
