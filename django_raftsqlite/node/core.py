@@ -190,7 +190,7 @@ class Core:
         if refused is not None:
             opening.set(refused)
             return
-        self._give_back(self._lease.spare())  # ahead of what would wait for it
+        self._lease.spare()
         self._openings.append(opening)
         self._send_opening(opening)
 

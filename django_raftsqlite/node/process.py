@@ -430,8 +430,6 @@ class Session:
 
     def execute(self, statement: Statement) -> Result:
         """See WriteSession."""
-        if not self._node.mine:
-            raise HostLost("the transaction was begun before this process forked: it is the parent's")
         return self._session.execute(statement)
 
     def repeat(self, statements: Sequence[Statement]) -> list[Result | StatementError]:
@@ -449,8 +447,6 @@ class Session:
 
     def commit(self, statements: Sequence[Statement], *, timeout: float) -> None:
         """See WriteSession."""
-        if not self._node.mine:
-            raise HostLost("the transaction was begun before this process forked: it is the parent's")
         session, pragmas = self._session, self._pragmas
         solo = pragmas.get("foreign_keys", 1) == 0
         encode = self._node.encoder(statements, session.base, pragmas, solo=solo)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 SOCKET_NAME = "socket"
 MAX_SOCKET_PATH = 107  # sun_path has 108 bytes, one of them a NUL: unix(7)
 
