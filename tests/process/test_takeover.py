@@ -167,7 +167,11 @@ def test_reads_and_status_go_on_at_once_and_writes_as_soon_as_there_is_a_leader(
     status = other.call("status")
     assert status["host"]["pid"] in (guest.pid, other.pid)
     assert set(status["host"]["attached"]) == {guest.pid, other.pid} - {status["host"]["pid"]}
-    assert sum(member["reachable"] for member in status["members"]) == 3
+
+    def reached() -> bool:
+        return all(member["reachable"] for member in other.call("status")["members"])
+
+    wait_until("the new host reaches both other nodes", reached)
     cluster.converge()
 
 
