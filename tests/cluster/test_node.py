@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import apsw
 import pytest
 
+from django_raftsqlite import __version__
 from django_raftsqlite.dbapi.readers import Readers
 from django_raftsqlite.dbapi.transaction import Transaction
 from django_raftsqlite.exceptions import (
@@ -19,6 +21,7 @@ from django_raftsqlite.exceptions import (
     OperationalError,
     Unavailable,
 )
+from django_raftsqlite.node import socketpath, wire
 from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig, WriteSession
 from django_raftsqlite.node.attached import AttachedSession
 from django_raftsqlite.node.process import ProcessNode
@@ -510,6 +513,21 @@ def test_a_guest_that_was_idle_when_its_host_ended_writes_on_without_an_error(tm
         assert read(guest, "SELECT x FROM t") == [(1,), (2,)]
     finally:
         guest.close()
+
+
+@pytest.mark.parametrize("what", ["__version__", "PROTOCOL"])
+def test_a_process_with_other_code_than_its_host_is_refused_and_told_both_versions(
+    hosted: ProcessNode, what: str
+) -> None:
+    stranger = ["hello", wire.PROTOCOL, __version__, 1]
+    stranger[1 if what == "PROTOCOL" else 2] = "0.0.1"
+    with socketpath.connect(hosted.config.folder, 5) as sock:
+        wire.send(sock, stranger)
+        answer = wire.receive(sock, time.monotonic() + 20)
+    error = wire.decode_error(answer)
+    assert type(error) is OperationalError
+    for part in (f"process {os.getpid()}", __version__, str(wire.PROTOCOL), "0.0.1", "restart the older"):
+        assert part in str(error)
 
 
 def test_with_host_false_and_no_host_the_error_says_what_to_do(tmp_path: Path) -> None:

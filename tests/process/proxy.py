@@ -69,7 +69,7 @@ class Network:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies")
         self._thread.start()
         self._servers: list[asyncio.Server] = []
-        self._links: set[asyncio.Task[None]] = set()
+        self._links: dict[asyncio.Task[None], frozenset[str]] = {}
         self._valves: dict[tuple[str, str], Valve] = {}
 
     def install(self, cluster: Cluster) -> None:
@@ -94,6 +94,16 @@ class Network:
         """Let it flow again, what was kept first."""
         self._on_loop(self._valve(source, target).open.set)
 
+    def cut(self, one: str, other: str) -> None:
+        """End their connections, and what is kept of them is lost. They may connect anew."""
+
+        def end() -> None:
+            for task, link in self._links.items():
+                if link == {one, other}:
+                    task.cancel()
+
+        self._on_loop(end)
+
     def close(self) -> None:
         """Cut everything."""
         self._call(self._shut())
@@ -110,7 +120,7 @@ class Network:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             assert task is not None
-            self._links.add(task)
+            self._links[task] = frozenset((source, target))
             try:
                 there_reader, there_writer = await asyncio.open_connection(host, int(port))
             except OSError:
@@ -121,7 +131,7 @@ class Network:
                 back = self._valve(target, source).pump(there_reader, writer)
                 await asyncio.gather(forth, back)
             finally:
-                self._links.discard(task)
+                del self._links[task]
 
         server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self._servers.append(server)

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from .chaos import Record
 from .cluster import ClusterNode, RemoteError, Worker, check_files, wait_until
 from .conftest import NewCluster
 from .fatal import POINTS
+from .proxy import Network
 from .test_transfers import ACCOUNTS, expected_balances
 
 FEWEST = 3
@@ -139,6 +141,44 @@ def test_a_commit_that_reaches_the_next_host_too_late_is_a_conflict(alone: Clust
         guest.call("commit")
     assert caught.value.kind == "TransactionConflict"
     assert other.call("balances")["account 0"] == 2
+
+
+# The answer is on its way --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fate", ["the link breaks", "the leader dies"])
+def test_a_write_whose_answer_is_lost_on_its_way_succeeds_and_is_there_once(
+    fate: str, new_cluster: NewCluster, network: Network
+) -> None:
+    """Its author never hears of the entry from the leader that committed it, and asks again under the same id."""
+    cluster = new_cluster(timeout=PATIENCE)
+    network.install(cluster)
+    cluster.start()
+    for text in ("create", "commit"):
+        leader = wait_until("all nodes agree on a leader", cluster.agreed_leader)
+        author = next(node for node in cluster if node is not leader)
+        assert author.worker is not None
+        if text == "commit":
+            author.call("begin")
+            author.call("create", text=text)
+        else:
+            author.call("create", text="its origin is open")
+        network.hold(leader.address, author.address)
+        answer = author.worker.send(text, **({"text": text} if text == "create" else {}))
+        wait_until("the leader has applied it", partial(leader.call, "count", text=text))
+        assert not answer.done()
+        if fate == "the leader dies":
+            leader.kill()
+        network.cut(leader.address, author.address)
+        network.release(leader.address, author.address)
+        answer.result(60)
+        assert author.call("count", text=text) == 1
+        if fate == "the leader dies":
+            leader.start()
+    cluster.converge()
+    for node in cluster:
+        assert sorted(node.call("texts")) == ["commit", "create", "its origin is open"]
+    check_files(cluster.nodes)
 
 
 # Takeover ------------------------------------------------------------------------------------------------------
