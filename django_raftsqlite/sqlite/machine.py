@@ -33,6 +33,7 @@ from .ledger import Ledger
 from .parts import Incomplete, Part, Parted, PartTable, decode_part, decode_parted
 from .tables import State, create, load_origins, load_outcome, load_parted, load_state, save_state
 from .transactions import Decision, Runner, TransactionLost, fault, verbs
+from .wal import begun_anew
 
 LARGEST_KEPT = 64 * 1024
 """Bytes of an encoded outcome that are kept with its rows; a larger one is kept without them."""
@@ -75,6 +76,7 @@ class StateMachine:
         self._path = path
         self._connection = open_writer(path, registrars, mode, durable, checkpoints=True)
         try:
+            self._wal = Path(self._connection.filename_wal)
             create(self._connection)
             self._runner = Runner(self._connection)
             self._data_version = self._read_data_version()
@@ -325,9 +327,13 @@ class StateMachine:
 
     def _check_data_version(self) -> None:
         # Within our transaction, so that nothing can happen in between. Own commits do not change it, nor do
-        # transactions of scratch, which are rolled back (https://sqlite.org/pragma.html#pragma_data_version).
-        if self._read_data_version() != self._data_version:
-            raise ForeignWrite(f"something else wrote to {self._path}")
+        # transactions of scratch, which are rolled back (https://sqlite.org/pragma.html#pragma_data_version), but for a
+        # large one that was the first to write after a complete checkpoint: it begins the WAL anew.
+        found = self._read_data_version()
+        if found != self._data_version:
+            if not begun_anew(self._wal):
+                raise ForeignWrite(f"something else wrote to {self._path}")
+            self._data_version = found
 
     def _read_data_version(self) -> int:
         version: Any = self._connection.execute("PRAGMA data_version").fetchall()[0][0]
