@@ -282,24 +282,32 @@ class Transaction:
         """COMMIT. The transaction is over, except after the IntegrityError of an open deferred foreign key."""
         self.check()
         changed = any(write.undone for write in self._net)
-        if changed or not self._saw_applied():
-            statements = [write.statement for write in self._net]
-            try:
-                self._commit(statements)
+        try:
+            if changed or not self._saw_the_newest():
+                self._commit([write.statement for write in self._net])
                 self.committed = changed
-            except StatementError as error:
-                if self.session is None or not self.session.in_transaction:
-                    self._end()
-                raise from_statement(error) from error
-            except BaseException:
+        except StatementError as error:
+            if self.session is None or not self.session.in_transaction:
                 self._end()
-                raise
+            raise from_statement(error) from error
+        except BaseException:
+            self._end()
+            raise
         self._end()
 
-    def _saw_applied(self) -> bool:
-        """Whether all that it saw was committed when it saw it. On top of others that were on their way it must not
-        end well before they do: it would have shown what may never be."""
-        return self.session is None or self.session.base == read_base(self._readers.idle().connection)
+    def _saw_the_newest(self) -> bool:
+        """Whether what it saw on scratch is committed, and still is all that is committed anywhere.
+
+        What lay below it may be lost yet, and the lease of a node that was cut off may be another's by now: then it
+        has shown what may never be, or what is true no longer.
+        """
+        if self.session is None:
+            return True
+        try:
+            self._node.read_barrier(timeout=self._timeout)
+        except HostLost:
+            return False
+        return self.session.base == read_base(self._readers.idle().connection)
 
     def _commit(self, statements: list[Statement]) -> None:
         deadline = time.monotonic() + self._timeout

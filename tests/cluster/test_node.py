@@ -19,6 +19,7 @@ from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
     LeaseTimeout,
     OperationalError,
+    TransactionConflict,
     Unavailable,
 )
 from django_raftsqlite.node import socketpath, wire
@@ -276,6 +277,42 @@ def test_what_saw_a_write_that_is_being_committed_does_not_end_before_it(trio: G
     readers.close()
     assert seen == [[(1,)]]
     assert not second.committed
+
+
+def test_what_read_under_a_lease_that_is_gone_does_not_end_as_if_it_had_held_it(trio: Group) -> None:
+    """A node that hears nothing cannot know whose the lease is now; COMMIT asks, also when it has nothing to send."""
+    number = trio.follower()
+    node, driver = trio.nodes[number], trio.host(number)._driver
+    writer = trio.nodes[trio.leader()]
+    write(writer, "INSERT INTO t VALUES (2, 0)")
+    write(node, "INSERT INTO t VALUES (1, 0)")
+    readers = Readers(node.readers)
+    locked = Transaction(node, readers, 20)
+    locked.write({}, reason="locked")
+    assert locked.execute("SELECT x FROM t WHERE id = 1", None, writes=False).rows == [(0,)]
+    held, go_on = threading.Event(), threading.Event()
+    driver.call(lambda: (held.set(), go_on.wait(10)))
+    assert held.wait(10)
+    ended: list[BaseException | None] = []
+
+    def commit() -> None:
+        try:
+            locked.commit()
+        except TransactionConflict as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    try:
+        past_the_lease(writer, "UPDATE t SET x = 7 WHERE id = 1")
+        ending = threading.Thread(target=commit)
+        ending.start()
+        ending.join(0.3)
+    finally:
+        go_on.set()
+    ending.join(20)
+    readers.close()
+    assert [type(error) for error in ended] == [TransactionConflict]
 
 
 def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Group) -> None:
