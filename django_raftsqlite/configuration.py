@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, cast
 from django.core.exceptions import ImproperlyConfigured
 
 from .addresses import is_loopback, parse_address
+from .commands import is_short_lived
 from .consistency import LEVELS, Level
 from .environment import environment_variable, merge_environment
 from .functions import load_functions, register_django_functions
@@ -145,6 +147,7 @@ class _Reader:
             host=True if testing else self._host(),
             durable=not testing,
             registrars=self._registrars(),
+            reluctant=not testing and is_short_lived(sys.argv),
         )
         return Configuration(node, self._reads(), self._transaction_mode(), self._init_commands())
 

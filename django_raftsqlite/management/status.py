@@ -28,7 +28,7 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         ("applied index", status["applied_index"]),
         ("version", status["version"]),
         ("digest", status["digest"]),
-        ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "")),
+        ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "") + _shy(host)),
         ("write lease", status.get("lease") or "free"),
     ]
     applying = status.get("applying")
@@ -40,7 +40,7 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     members += [
         (
             str(member["address"]),
-            str(member.get("role") or "?"),
+            str(member.get("role") or "?") + _shy(member),
             "yes" if member.get("reachable") else "NO",
             _known(member.get("applied")),
             _known(member.get("lag")),
@@ -57,6 +57,10 @@ def table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _shy(told: Mapping[str, Any]) -> str:
+    return ", reluctant to lead" if told.get("reluctant") else ""
 
 
 def _known(value: object) -> str:

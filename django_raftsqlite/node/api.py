@@ -33,7 +33,7 @@ class NodeConfig:
     False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put off while one
     long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded.
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
-    the socket.
+    the socket. ``reluctant``: this process will soon end, so that its node leaves leading the group to others.
     """
 
     name: Path
@@ -50,6 +50,7 @@ class NodeConfig:
     host: bool = True
     durable: bool = True
     registrars: tuple[Registrar, ...] = ()
+    reluctant: bool = False
 
     @property
     def folder(self) -> Path:

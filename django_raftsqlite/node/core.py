@@ -278,6 +278,11 @@ class Core:
     def on_view(self, view: RaftView) -> None:
         """The role, term, leader or sessions of this member changed."""
         before, self._view = self._view, view
+        for gone in before.connected - view.connected:
+            # Another process may host it when it is back.
+            self.peers.get(gone, {}).pop("reluctant", None)
+        if view.connected - before.connected:
+            self._gossiped = 0.0  # with the next tick
         if before.role == "leader" and (view.role != "leader" or view.term != before.term):
             self.sequencer.clear()
             self._in_flight.clear()
@@ -318,6 +323,18 @@ class Core:
             progress = {"type": "node.progress", **self._progress()}
             for peer in self._view.connected:
                 self._raft.send(peer, progress)
+
+    def willing(self) -> frozenset[str]:
+        """The members in reach that said lately that they are sound, and ready to lead."""
+        now = self._clock()
+        return frozenset(
+            peer
+            for peer in self._view.connected
+            if (told := self.peers.get(peer)) is not None
+            and now - told["heard"] < 3 * GOSSIP_INTERVAL
+            and told.get("reluctant") is False
+            and told.get("failed") is None
+        )
 
     def long_commit(self) -> tuple[float, str] | None:
         """As the leader: since how many seconds the holder of the lease has been sending a large transaction, and who

@@ -99,7 +99,7 @@ class HostedNode:
             clock=time.monotonic,
             wall=lambda: time.time_ns() // 1_000_000,
             progress=self._progress,
-            room=self._applier.room,
+            room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
         )
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
@@ -309,6 +309,7 @@ class HostedNode:
         if self._closing:
             return
         self._patience.tick(busy=self._busy() is not None)
+        self._driver.prefer(self._core.willing())
         self._core.tick()
         now = time.monotonic()
         if self._turns.wanted:
@@ -350,7 +351,7 @@ class HostedNode:
             "digest": state.digest.hex(),
             "applying": _plain(self._busy_here()),
             "members": [self._member(address, view) for address in self.config.peers],
-            "host": {"pid": os.getpid()},
+            "host": {"pid": os.getpid(), "reluctant": self.config.reluctant},
             "lease": self._at_work(),
             "waiting": len(self._core.sequencer) + len(self._turns),
             **state.counts,
@@ -379,6 +380,7 @@ class HostedNode:
             "version": told.get("version"),
             "digest": told.get("digest"),
             "failed": told.get("failed"),
+            "reluctant": told.get("reluctant"),
             "applying": told.get("applying"),
             "heard": round(time.monotonic() - told["heard"], 3) if told else None,
         }
@@ -390,6 +392,7 @@ class HostedNode:
             "version": state.base.version,
             "digest": state.digest.hex(),
             "failed": self.failed,
+            "reluctant": self.config.reluctant,
             "turn": self._turns.who(),
             "applying": _plain(self._busy_here()),
         }
@@ -428,6 +431,7 @@ class HostedNode:
             election_timeout=config.election_timeout,
             durable=config.durable,
             mode=config.mode,
+            reluctant=config.reluctant,
         )
 
 

@@ -14,6 +14,7 @@ class RaftConfig:
     path of the log's SQLite file. ``election_timeout`` (seconds) is the least time without a leader's word before
     an election; the most is twice that. ``certificate``/``key``/``authority`` are PEM paths, all or none.
     ``durable`` False: the log is not fsynced (test databases). ``mode`` is the mode of the log's files.
+    ``reluctant``: it leaves leading to others that can; see :class:`~.reluctance.Reluctance`.
     """
 
     address: str
@@ -26,6 +27,7 @@ class RaftConfig:
     election_timeout: float = 0.4
     durable: bool = True
     mode: int = 0o600
+    reluctant: bool = False
 
     @property
     def others(self) -> tuple[str, ...]:

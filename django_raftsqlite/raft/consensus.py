@@ -362,10 +362,11 @@ class Consensus(SyncObj):  # type: ignore[misc]
             if next_index[node] <= self.last_index:
                 self._send_entries(peer)
 
-    def transfer(self) -> bool:
-        """Leader only: ask the most caught-up peer to take over (Raft thesis section 3.10)."""
+    def transfer(self, peer: str | None = None) -> bool:
+        """Leader only: ask a peer, or the most caught-up one, to take over (Raft thesis section 3.10)."""
         outcome: list[int] = []
-        self.transferLeadership(callback=lambda _, reason: outcome.append(reason))
+        node = None if peer is None else self._nodes[peer]
+        self.transferLeadership(node, callback=lambda _, reason: outcome.append(reason))
         return outcome == [FAIL_REASON.SUCCESS]
 
     # Overridden parts of pysyncobj

@@ -173,6 +173,15 @@ class RaftDriver:
             raise ValueError(f"an application message has a type of its own, not {message.get('type')!r}")
         return self._transport is not None and self._failed is None and self._transport.send(peer, message)
 
+    def prefer(self, willing: frozenset[str]) -> None:
+        """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
+        self._with_replica(lambda replica: replica.prefer(willing))
+
+    @property
+    def giving_way(self) -> bool:
+        """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
+        return self._replica is not None and self._failed is None and self._replica.giving_way
+
     def fail(self, reason: str) -> None:
         """Stop this member because the layer above cannot go on; as a fault of the log does."""
         self._fail(reason)

@@ -13,6 +13,7 @@ from .filter import ANSWERS, PROMISES, QUESTIONS, Filter, Message, ProtocolViola
 from .log import MAX_ENTRY, RaftLog
 from .prevote import PreVote
 from .reads import Done, ReadIndex
+from .reluctance import Reluctance
 
 Place = tuple[str, int, str | None, frozenset[str], bool]
 """Role, term, leader, connected peers, established."""
@@ -60,6 +61,7 @@ class Replica:
         self._prevote = PreVote(len(config.peers))
         self._reads = ReadIndex(len(config.peers))
         self._reads_asked = 0.0
+        self._reluctance = Reluctance(config.election_timeout, reluctant=config.reluctant)
         self._leader_heard = float("-inf")
         self._transfer_term: int | None = None
         self._leadership: int | None = None
@@ -232,6 +234,7 @@ class Replica:
             self._leader_heard = library.monotonicTime()
             self._grace_given = False
             self._prevote.end()
+            self._reluctance.led()
         elif kind == "timeout_now" and message["term"] == self.term and peer == self.leader:
             self._transfer_term = self.term + 1
             self._work = True
@@ -284,6 +287,19 @@ class Replica:
         self._reads_ask_again(now)
         self.flush()
         self.announce()
+        self._give_way(now)
+
+    def _give_way(self, now: float) -> None:
+        """A reluctant leader hands over to who is willing."""
+        if not self._raft.established:
+            self._reluctance.deposed()
+            return
+        heir = self._reluctance.heir(now, self.last_index, self._matches())
+        if heir is not None:
+            self._raft.transfer(heir)
+
+    def _matches(self) -> list[tuple[str, int]]:
+        return [(peer, self._raft.match(peer)) for peer in self._sessions]
 
     def _forgive_stall(self, now: float) -> None:
         """What the peers sent meanwhile lies unread in the sockets: give the loop one heartbeat's time to read it.
@@ -345,8 +361,11 @@ class Replica:
         now = library.monotonicTime()
         if raft.may_campaign or raft.election_deadline >= now or not self._sessions:
             return
-        raft.election_deadline = now + raft.election_timeout()
+        timeout = raft.election_timeout()
+        raft.election_deadline = now + timeout
         raft.lose_leader()
+        if self._reluctance.holds_back(now, timeout):
+            return
         self._prevote.begin(self.term + 1)
         for peer in self._sessions:
             question = {
@@ -382,11 +401,24 @@ class Replica:
         self._reads_begin()
 
     def transfer_leadership(self) -> bool:
-        """Ask the most caught-up connected peer to take over; False when none has the whole log.
+        """Ask a connected peer that has the whole log to take over, a willing one if possible. False: there is none.
 
         True says that it was asked: whether it took over shows in the view.
         """
-        return self.is_leader and self._raft.transfer()
+        if not self.is_leader:
+            return False
+        willing = self._reluctance.willing
+        ready = [peer for peer, match in self._matches() if peer in willing and match == self.last_index]
+        return self._raft.transfer(min(ready, default=None))
+
+    def prefer(self, willing: frozenset[str]) -> None:
+        """Which peers are known to be not reluctant: leadership goes to one of them, if possible."""
+        self._reluctance.willing = willing
+
+    @property
+    def giving_way(self) -> bool:
+        """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
+        return self.is_leader and self._reluctance.giving_way(library.monotonicTime())
 
     def close(self) -> None:
         """End: waiting reads are told, what was written is synced. The log stays open, it is its owner's."""

@@ -82,7 +82,7 @@ class Command(BaseCommand):
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
-        node = open_node(dataclasses.replace(config, host=True))
+        node = open_node(dataclasses.replace(config, host=True, reluctant=False))
         try:
             self._serve(node, config, stop)
         finally:

@@ -146,6 +146,13 @@ def test_status_is_an_aligned_table_of_the_node_and_its_members() -> None:
     ]
 
 
+def test_the_status_says_who_is_reluctant_to_lead() -> None:
+    member = {"address": "127.0.0.1:7103", "role": "follower", "reachable": True, "reluctant": True}
+    text = render("x", {**STATUS, "host": {"pid": 4711, "reluctant": True}, "members": [member]})
+    assert "host           process 4711, reluctant to lead" in text
+    assert "127.0.0.1:7103  follower, reluctant to lead  yes" in text
+
+
 def test_a_failed_node_says_why() -> None:
     assert "role           failed (disk full)" in render("x", {**STATUS, "role": "failed", "reason": "disk full"})
 

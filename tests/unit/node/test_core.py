@@ -604,3 +604,25 @@ def test_what_was_sent_to_a_leaders_former_office_is_dropped() -> None:
     group.wire.extend(late)
     group.deliver()
     assert group.log == [] and len(group.cores["n1"].sequencer) == 0
+
+
+def test_a_member_is_willing_to_lead_when_it_said_so_in_this_session_and_lately() -> None:
+    group = Group()
+    group.elect("n1")
+    group.deliver()
+    core = group.cores["n1"]
+    assert core.willing() == frozenset(), "nobody has said anything"
+    for peer, told in (("n2", {"reluctant": False, "failed": None}), ("n3", {"reluctant": True, "failed": None})):
+        core.on_message(peer, {"type": "node.progress", **told})
+    assert core.willing() == {"n2"}
+    core.on_message("n2", {"type": "node.progress", "reluctant": False, "failed": "its disk is full"})
+    assert core.willing() == frozenset()
+    core.on_message("n2", {"type": "node.progress", "reluctant": False, "failed": None})
+    group.cut = {frozenset(("n1", "n2"))}
+    group.refresh()
+    group.cut.clear()
+    group.refresh()
+    assert core.willing() == frozenset(), "another process may host it now"
+    core.on_message("n2", {"type": "node.progress", "reluctant": False, "failed": None})
+    group.now += 10
+    assert core.willing() == frozenset(), "it has not been heard of for long"
