@@ -10,8 +10,8 @@ from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt, Request, Requests
 from django_raftsqlite.node.turns import Lost, Turn, Turns
 from django_raftsqlite.raft.config import RaftView
-from django_raftsqlite.sqlite.entry import decode_entry
-from django_raftsqlite.sqlite.parts import Encoded
+from django_raftsqlite.sqlite.entry import ItemKind, decode_entry
+from django_raftsqlite.sqlite.parts import Encoded, decode_part
 
 MEMBERS = ("n1", "n2", "n3")
 
@@ -626,3 +626,84 @@ def test_a_member_is_willing_to_lead_when_it_said_so_in_this_session_and_lately(
     core.on_message("n2", {"type": "node.progress", "reluctant": False, "failed": None})
     group.now += 10
     assert core.willing() == frozenset(), "it has not been heard of for long"
+
+
+def test_the_parts_of_a_transaction_go_ahead_of_those_who_wait_and_its_lease_goes_on() -> None:
+    """And the leader knows that this is what they wait for, until the transaction itself has come."""
+    group = Group()
+    group.elect("n1")
+    turn = group.take_granted("n2", "UPDATE large")
+    leader = group.cores["n1"]
+    group.cores["n3"].submit(group.request("n3", b"waits"))
+    whole = group.origins["n2"].create(
+        lambda *_: Encoded([b"one", b"two"], 6, bytes(32)), solo=False, lease=turn.claim
+    )
+    assert whole.kind is ItemKind.PARTED_TRANSACTION
+    for number in range(2):
+        part = group.origins["n2"].part(whole, number)
+        decoded = decode_part(part.payload)
+        assert (decoded.sequence, decoded.number) == (whole.id.sequence, number)
+        assert decoded.low_water <= whole.id.sequence, (
+            "the mark must not pass the transaction while its parts are sent"
+        )
+        group.cores["n2"].submit(group.attempt("n2", part))
+        group.origins["n2"].forget(part)
+        group.deliver()
+        group.commit_all()
+        group.now += 0.5
+    long = leader.long_commit()
+    assert long is not None and long[0] == 1.0 and "UPDATE large" in long[1]
+    group.cores["n2"].submit(group.attempt("n2", whole))
+    group.turns["n2"].finish(turn)
+    group.deliver()
+    group.commit_all()
+    group.deliver()
+    group.commit_all()
+    kinds = [item.kind for entry in group.log for item in decode_entry(entry).items]
+    assert kinds == [ItemKind.PART, ItemKind.PART, ItemKind.PARTED_TRANSACTION, ItemKind.TRANSACTION]
+    group.now += 2
+    assert leader.long_commit() is None
+
+
+def test_what_waits_at_the_leader_is_not_refused_while_its_patience_stands_still() -> None:
+    """The budget of a request is spent by the clock of deadlines, on both sides."""
+    group = Group()
+    stood = 0.0
+    for core in group.cores.values():
+        core._patience = lambda: group.now - stood
+    group.elect("n1")
+    group.take_granted("n2", "UPDATE for ever")
+    waits = group.request("n1", b"waits")
+    group.cores["n1"].submit(waits)
+    stood = 20.0
+    group.now += 24.0
+    group.turns["n2"].who = lambda: "still at work"  # type: ignore[method-assign]
+    group.cores["n2"].touch()
+    group.deliver()
+    group.cores["n1"].tick()
+    assert not waits.decided
+    group.now += 1.0
+    group.cores["n1"].tick()
+    refused = waits.wait(0)
+    assert isinstance(refused, Refused) and refused.reason == "locked"
+
+
+def test_what_a_leader_says_of_itself_counts_for_a_moment() -> None:
+    """A leader that is silent, or another node, keeps nobody waiting."""
+    group = Group()
+    group.elect("n1")
+    for source in ("n1", "n3"):
+        group.cores["n2"].on_message(source, {"type": "node.progress", "applying": source})
+    assert group.cores["n2"].told_by_leader("applying") == "n1"
+    group.now += 2
+    assert group.cores["n2"].told_by_leader("applying") is None
+
+
+def test_the_leader_alone_has_forgotten_parts_removed() -> None:
+    """Once, however often it is asked for while that waits."""
+    group = Group()
+    group.elect("n1")
+    for address in MEMBERS:
+        group.cores[address].expire_parts()
+        group.cores[address].expire_parts()
+    assert [item.kind for entry in group.log for item in decode_entry(entry).items] == [ItemKind.EXPIRE_PARTS]
