@@ -327,8 +327,8 @@ class StateMachine:
 
     def _check_data_version(self) -> None:
         # Within our transaction, so that nothing can happen in between. Own commits do not change it, nor do
-        # transactions of scratch, which are rolled back (https://sqlite.org/pragma.html#pragma_data_version), but for a
-        # large one that was the first to write after a complete checkpoint: it begins the WAL anew.
+        # transactions of scratch, which are rolled back (https://sqlite.org/pragma.html#pragma_data_version), but for
+        # a large one that was the first to write after a complete checkpoint: it begins the WAL anew.
         found = self._read_data_version()
         if found != self._data_version:
             if not begun_anew(self._wal):

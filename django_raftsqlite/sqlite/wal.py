@@ -14,8 +14,8 @@ _FRAME_BYTES = 24
 def begun_anew(path: Path) -> bool:
     """Whether the WAL was begun anew, and nothing was committed to it since.
 
-    That is what a transaction leaves that was the first to write after a complete checkpoint, outgrew its page cache and
-    was rolled back. Only for a caller that holds SQLite's write lock.
+    That is what a transaction leaves that was the first to write after a complete checkpoint, outgrew its page cache
+    and was rolled back. Only for a caller that holds SQLite's write lock.
     """
     # POSIX locks are on the database and its -shm: closing a descriptor of this file drops none.
     with path.open("rb") as file:
