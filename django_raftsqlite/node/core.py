@@ -99,20 +99,24 @@ class LeasePort(Protocol):
 
 @dataclass(slots=True)
 class Claim:
-    """The node's wish for the write lease, or its hold on it."""
+    """The node's wish for the write lease, or its hold on it.
+
+    ``deferred``: the log index that is to be applied here before the leader offers it again.
+    """
 
     id: bytes
     who: str
     nowait: bool
     sent_to: tuple[str, int] | None = None
+    deferred: int | None = None
 
 
 class Core:
     """Routes this node's requests, claims and read barriers to the leader; sequences them when it leads.
 
     ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch; ``patience`` is the clock of deadlines.
-    ``progress`` tells how far this node has applied, as a message for the others. ``room`` is false while apply lags
-    so far behind that nothing new should enter the log.
+    ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told of this node.
+    ``room`` is false while apply lags so far behind that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -129,6 +133,7 @@ class Core:
         clock: Callable[[], float],
         wall: Callable[[], int],
         progress: Callable[[], Message],
+        applied: Callable[[], int],
         room: Callable[[], bool] = lambda: True,
         patience: Callable[[], float] | None = None,
     ) -> None:
@@ -140,6 +145,7 @@ class Core:
         self._patience = patience or clock
         self._wall = wall
         self._progress = progress
+        self._applied = applied
         self._room = room
         self._openings: list[Opening] = []
         self._claim: Claim | None = None
@@ -164,6 +170,7 @@ class Core:
             "node.granted": self._on_granted,
             "node.refused": self._on_refused,
             "node.release": self._on_release,
+            "node.defer": self._on_defer,
             "node.touch": self._on_touch,
             "node.wanted": self._on_wanted,
             "node.held": self._on_held,
@@ -218,6 +225,12 @@ class Core:
         if self._claim is not None and self._claim.id == claim:
             self._claim = None
         self._to_leader({"type": "node.release", "lease": claim})
+
+    def defer(self, claim: bytes, index: int) -> None:
+        """The lease is of no use before ``index`` is applied here: let others go on; it is asked for again then."""
+        if self._claim is not None and self._claim.id == claim:
+            self._claim.deferred = index
+            self._to_leader({"type": "node.defer", "lease": claim})
 
     def touch(self) -> None:
         """Tell the leader that this node is alive, and who is at work."""
@@ -318,6 +331,10 @@ class Core:
         if now - self._resent >= RESEND_INTERVAL:
             self._resend()
         self._send_barriers()
+        claim = self._claim
+        if claim is not None and claim.deferred is not None and self._applied() >= claim.deferred:
+            claim.sent_to = None
+            self._send_claim()
         if now - self._gossiped >= GOSSIP_INTERVAL:
             self._gossiped = now
             progress = {"type": "node.progress", **self._progress()}
@@ -421,7 +438,7 @@ class Core:
         claim, target = self._claim, (self._view.leader or "", self._session)
         if claim is None or self._view.leader is None or claim.sent_to == target:
             return
-        claim.sent_to = target
+        claim.sent_to, claim.deferred = target, None
         message = {"type": "node.lease", "lease": claim.id, "who": claim.who, "nowait": claim.nowait}
         if not self._to_leader(message) and self._claim is claim:
             claim.sent_to = None
@@ -551,6 +568,10 @@ class Core:
 
     def _on_release(self, _peer: str, message: Message) -> None:
         self.sequencer.release(message["lease"])
+        self._pump()
+
+    def _on_defer(self, _peer: str, message: Message) -> None:
+        self.sequencer.defer(message["lease"])
         self._pump()
 
     def _on_touch(self, _peer: str, message: Message) -> None:

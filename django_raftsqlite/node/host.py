@@ -20,6 +20,7 @@ from ..sqlite.scratch import Scratch
 from . import fingerprint
 from .api import LeaseLost, NodeConfig
 from .applier import Applier, Applying, Outcomes
+from .catchup import Behind, take_turn
 from .core import Core, Message, Opening, Refused
 from .facts import handshake_facts
 from .lane import ScratchLane
@@ -69,6 +70,7 @@ class HostedNode:
         self._turns = Turns(
             ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
             give_back=lambda claim: self._driver.call(self._core.release, claim),
+            defer=lambda claim, index: self._driver.call(self._core.defer, claim, index),
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108 - there is no lane yet
         )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
@@ -99,6 +101,7 @@ class HostedNode:
             clock=time.monotonic,
             wall=lambda: time.time_ns() // 1_000_000,
             progress=self._progress,
+            applied=lambda: self._applied.index,
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
         )
@@ -189,17 +192,17 @@ class HostedNode:
         left = self._patience.until(self._patience.now() + timeout)
         turn = Turn(f"node {self.config.address}, process {pid}", reason, nowait=nowait)
         try:
-            self._turns.take(turn)
-            granted = turn.wait(left)
+            granted = take_turn(self._turns, turn, self._applied, left)
             if granted is None:
                 raise self._not_granted(turn)
             if isinstance(granted, Lost):
                 raise self._refused(granted)
-            if not self._applied.wait(granted, left):
-                raise self._unavailable(f"this node has not applied the newest writes within {timeout:g} s")
             return LocalSession(
                 self._lane, self._turns, turn, pragmas, execute=self._execute, left=self._left_for_scratch
             )
+        except Behind:
+            self._turns.leave(turn)
+            raise self._unavailable(f"this node has not applied the newest writes within {timeout:g} s") from None
         except BaseException:
             self._lane.leave(turn)
             self._turns.leave(turn)  # it may still be waiting, when a signal ended that

@@ -35,6 +35,12 @@ class Latch(Generic[T]):
         """Nobody waits for it any more; harmless when it is set."""
         self._first.acquire(blocking=False)
 
+    def reset(self) -> None:
+        """Begin anew; for the waiter alone, after a wait that gave a value."""
+        assert self._value is not None
+        self._value = None
+        self._first.release()
+
     @property
     def decided(self) -> bool:
         """Whether it is set, or its waiter has gone."""

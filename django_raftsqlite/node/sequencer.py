@@ -8,8 +8,9 @@ transactions from colliding, and serves them in order of arrival.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ..sqlite.entry import Item
 
@@ -43,7 +44,8 @@ class Lease:
 
     A node holds it for a run of its own transactions, and keeps it until others want it. ``active`` (seconds) is
     when the holder was last heard of; ``who`` describes the transaction at work for messages ("node
-    127.0.0.1:7101, process 4711, for 0.2 s: UPDATE ..."); ``asked`` is true once its node was told that others wait.
+    127.0.0.1:7101, process 4711, for 0.2 s: UPDATE ..."); ``asked`` is true once its node was told that others wait;
+    ``arrived`` is its place in the order of arrival.
     """
 
     id: bytes
@@ -53,6 +55,7 @@ class Lease:
     granted: float = 0.0
     active: float = 0.0
     asked: bool = False
+    arrived: int = 0
 
     def run(self, now: float) -> float:
         """Seconds for which the holder may go on to begin transactions while others wait."""
@@ -73,8 +76,8 @@ class Sequencer:
     """Order of arrival, one lease at a time.
 
     Invariants: while a node holds the lease nothing but its COMMITs leaves the queue; COMMITs never queue behind
-    those who wait for them; a request id is in the queue or in flight at most once; what was refused was never
-    in the log on this leader's word.
+    those who wait for them, and nobody behind a node that has yet to apply up to the lease; a request id is in the
+    queue or in flight at most once; what was refused was never in the log on this leader's word.
     Owned by the thread that runs the node's loop.
     """
 
@@ -83,10 +86,12 @@ class Sequencer:
         self._queue: deque[Write | Lease] = deque()
         self._commits: deque[Write] = deque()
         self._known: set[bytes] = set()
+        self._behind: list[Lease] = []  # their nodes have not applied what they were offered
+        self._arrivals = 0
         self.holder: Lease | None = None
 
     def __len__(self) -> int:
-        return len(self._queue) + len(self._commits)
+        return len(self._queue) + len(self._commits) + len(self._behind)
 
     def submit(self, write: Write) -> None:
         """Queue an autocommit write; a copy of one that is queued or in flight is dropped."""
@@ -109,21 +114,33 @@ class Sequencer:
         return None
 
     def request_lease(self, lease: Lease) -> Refusal | None:
-        """Queue a claim; a repeated claim (re-sent by its node) keeps its place.
+        """Queue a claim; a repeated claim (re-sent by its node) keeps its place, and one that was deferred is ready.
 
         One with ``nowait`` is refused when others wait already. Else the holder's node is asked: it may have
         nothing at work, and :meth:`busy` is what it says otherwise.
         """
         if self.holder is not None and self.holder.id == lease.id:
             return None
-        if any(isinstance(waiting, Lease) and waiting.id == lease.id for waiting in self._queue):
+        if any(behind.id == lease.id for behind in self._behind):
+            self._put_back(lease.id)
+            return None
+        if any(waiting.id == lease.id for waiting in self.waiting()):
             return None
         if lease.nowait and self._queue:
             return self._nowait(lease)
         if lease.nowait and self.holder is not None:
             self.holder.asked = False
+        self._arrivals += 1
+        lease.arrived = self._arrivals
         self._queue.append(lease)
         return None
+
+    def defer(self, lease: bytes) -> None:
+        """The holder's node has not applied up to its lease: those behind it go on until it asks again."""
+        if self.holder is not None and self.holder.id == lease:
+            self.holder.asked = False
+            self._behind.append(self.holder)
+            self.holder = None
 
     def touch(self, lease: bytes, who: str, now: float) -> bool:
         """The holder's node is alive, and ``who`` is at work; False when it holds the lease no longer."""
@@ -157,7 +174,7 @@ class Sequencer:
         if self.holder is not None and self.holder.id == lease:
             self.holder = None
         else:
-            self._queue = deque(i for i in self._queue if not (isinstance(i, Lease) and i.id == lease))
+            self._drop(lambda waiting: waiting.id == lease)
 
     def settled(self, request: bytes) -> None:
         """The request is committed, so that its id may be forgotten: from here on apply knows it."""
@@ -225,14 +242,26 @@ class Sequencer:
         """A member's session ended: its lease and its claims are gone; its writes keep their place."""
         if self.holder is not None and self.holder.source == source:
             self.holder = None
-        self._queue = deque(i for i in self._queue if not (isinstance(i, Lease) and i.source == source))
+        self._drop(lambda waiting: waiting.source == source)
 
     def clear(self) -> None:
         """Leadership is lost: everything waits with its own node, which sends it to the next leader."""
         self._queue.clear()
         self._commits.clear()
         self._known.clear()
+        self._behind.clear()
         self.holder = None
+
+    def _put_back(self, lease: bytes) -> None:
+        """It was the first when it was deferred, so only those that were deferred as well may be before it."""
+        ready = next(behind for behind in self._behind if behind.id == lease)
+        self._behind.remove(ready)
+        earlier = takewhile(lambda i: isinstance(i, Lease) and i.arrived < ready.arrived, self._queue)
+        self._queue.insert(sum(1 for _ in earlier), ready)
+
+    def _drop(self, gone: Callable[[Lease], bool]) -> None:
+        self._queue = deque(i for i in self._queue if not (isinstance(i, Lease) and gone(i)))
+        self._behind = [waiting for waiting in self._behind if not gone(waiting)]
 
     def _nowait(self, lease: Lease) -> Refusal:
         who = "others wait for it" if self.holder is None else f"the write lease is held by {self.holder.who}"

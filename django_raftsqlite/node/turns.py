@@ -52,13 +52,13 @@ class Turns:
 
     The lease belongs to the node, and passes from one of its transactions to the next without a word to the leader;
     with none waiting it stays here until somebody else wants it. When others wait, a run ends after the time that
-    the leader grants. ``ask`` and ``give_back`` are called without waiting for anything: they hand over to the
-    loop thread, in the order in which COMMITs are handed over; ``interrupt`` is told of a turn that was lost.
+    the leader grants. ``ask``, ``give_back`` and ``defer`` are called without waiting for anything: they hand over to
+    the loop thread, in the order in which COMMITs are handed over; ``interrupt`` is told of a turn that was lost.
     Invariants: one holder at a time; a claim is out exactly while the lease is held or waited for; the lease never
     leaves before a COMMIT that was sent under it.
 
-    :meth:`take`, :meth:`finish` and :meth:`leave` are for callers' threads; the other methods are the core's
-    :class:`~.core.LeasePort`, for the loop thread.
+    :meth:`take`, :meth:`finish`, :meth:`defer` and :meth:`leave` are for callers' threads; the other methods are the
+    core's :class:`~.core.LeasePort`, for the loop thread.
     """
 
     def __init__(
@@ -66,10 +66,12 @@ class Turns:
         *,
         ask: Callable[[bytes, str, bool], object],
         give_back: Callable[[bytes], object],
+        defer: Callable[[bytes, int], object] = lambda _claim, _index: None,
         interrupt: Callable[[Turn], object] = lambda _turn: None,
     ) -> None:
         self._ask = ask
         self._give_back = give_back
+        self._defer = defer
         self._interrupt = interrupt
         self._mutex = threading.Lock()
         self._waiting: deque[Turn] = deque()
@@ -109,6 +111,29 @@ class Turns:
             if self._holder is turn:
                 self._holder = None
                 self._next()
+
+    @property
+    def contested(self) -> bool:
+        """Whether other nodes wait for the lease that this one holds (a snapshot; any thread)."""
+        return self._ends is not None
+
+    def defer(self, turn: Turn) -> None:
+        """This node has not applied the index that the turn was given, so it waits again, before all others.
+
+        The lease goes to those behind, who can use it, and is offered again when the index is applied. Nothing was
+        sent under it: who has its turn has not begun, and those before it, if any, would have found the same.
+        """
+        with self._mutex:
+            held = self._holder is turn
+            if held:
+                self._holder = None
+            turn.reset()
+            turn.lost, turn.moved = None, False
+            self._waiting.appendleft(turn)
+            if held and self._claim is not None and self._index is not None:
+                self._defer(self._claim, self._index)
+                self._index = self._ends = None
+            self._next()
 
     def leave(self, turn: Turn) -> str | None:
         """Stop waiting; who was waited for, if that is known."""

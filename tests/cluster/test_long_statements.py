@@ -187,3 +187,54 @@ def test_who_waits_for_a_large_transaction_to_be_sent_waits_longer(trio: Group) 
     background.join()
     assert background.failed == []
     trio.settle()
+
+
+def test_transactions_of_others_go_on_while_a_node_has_yet_to_apply_up_to_its_lease(trio: Group, hold: Hold) -> None:
+    """The lease is lent to those behind it; it comes back when that node has caught up."""
+    slow = trio.follower()
+    others = [number for number in range(3) if number != slow]
+    hold.nodes = (trio.configs[slow].name.name,)
+    write(trio.nodes[others[0]], LONG)
+    seen: list[Any] = []
+
+    def late() -> None:
+        session = trio.nodes[slow].begin({}, reason="late", timeout=DEADLINE)
+        seen.append(session.execute(statement("SELECT x FROM t ORDER BY id")).rows)
+        session.rollback()
+
+    background = Background()
+    background.run(late)
+    sequencer = trio.host(trio.leader())._core.sequencer
+    eventually(lambda: sequencer.holder and sequencer.holder.source == trio.peers[slow], "it has the lease")
+    for number in range(20):
+        node = trio.nodes[others[number % 2]]
+        session = node.begin({}, reason="other", timeout=DEADLINE)
+        sent = statement("INSERT INTO t (x) VALUES (?)", number + 10)
+        result = session.execute(sent)
+        session.commit([sent._replace(expect=result_digest(0, result))], timeout=DEADLINE)
+    assert seen == [], "it still waits for its own node"
+    hold.released.set()
+    background.join()
+    assert background.failed == []
+    assert [x for (x,) in seen[0]] == [1, *range(10, 30)], "it begins at a state that has it all"
+    trio.settle()
+
+
+def test_a_transaction_whose_node_does_not_catch_up_in_time_is_told_so(tmp_path: Path, hold: Hold) -> None:
+    with trio_of(tmp_path, hold, apply_timeout=0.001) as trio:
+        slow = trio.follower()
+        other = trio.nodes[next(number for number in range(3) if number != slow)]
+        hold.nodes = (trio.configs[slow].name.name,)
+        write(other, LONG)
+        background = Background()
+        background.run(lambda: trio.nodes[slow].begin({}, reason="late", timeout=3.0))
+        sequencer = trio.host(trio.leader())._core.sequencer
+        eventually(lambda: sequencer.holder and sequencer.holder.source == trio.peers[slow], "it has the lease")
+        other.begin({}, reason="other", timeout=DEADLINE).rollback()
+        background.join()
+        assert [type(error) for error in background.failed] == [Unavailable]
+        assert "has not applied the newest writes" in str(background.failed[0])
+        eventually(lambda: len(sequencer) == 0, "its claim has left the queue")
+        hold.released.set()
+        trio.nodes[slow].begin({}, reason="later", timeout=DEADLINE).rollback()
+        trio.settle()

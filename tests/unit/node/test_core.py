@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from django_raftsqlite.node.core import Core, Message, Opening, Refused
 from django_raftsqlite.node.origin import Origin
@@ -52,6 +53,7 @@ class Group:
         self.log: list[bytes] = []
         self.wire: deque[tuple[str, str, Message]] = deque()
         self.cut: set[frozenset[str]] = set()
+        self.applied = dict.fromkeys(MEMBERS, 0)
         self.ports = {a: Port(self, a) for a in MEMBERS}
         self.requests = {a: Requests() for a in MEMBERS}
         self.origins = {a: Origin() for a in MEMBERS}
@@ -67,6 +69,7 @@ class Group:
                 clock=lambda: self.now,
                 wall=lambda: int(self.now * 1000),
                 progress=dict,
+                applied=partial(self.applied.__getitem__, a),
             )
             for a in MEMBERS
         }
@@ -77,6 +80,7 @@ class Group:
                 lambda: self.cores[address].claim(claim, who, nowait=nowait)
             ),
             give_back=lambda claim: self.calls.append(lambda: self.cores[address].release(claim)),
+            defer=lambda claim, index: self.calls.append(lambda: self.cores[address].defer(claim, index)),
         )
 
     def take(self, address: str, what: str, *, nowait: bool = False) -> Turn:
@@ -707,3 +711,75 @@ def test_the_leader_alone_has_forgotten_parts_removed() -> None:
         group.cores[address].expire_parts()
         group.cores[address].expire_parts()
     assert [item.kind for entry in group.log for item in decode_entry(entry).items] == [ItemKind.EXPIRE_PARTS]
+
+
+def test_a_lease_that_a_node_cannot_use_yet_goes_to_the_next_and_comes_back_when_it_can() -> None:
+    group = Group()
+    group.elect("n1")
+    group.log += [b"", b""]
+    group.refresh()
+    slow = group.take_granted("n2", "slow")
+    fast = group.take("n3", "fast")
+    group.deliver()
+    assert group.turns["n2"].contested and not fast.decided
+    group.turns["n2"].defer(slow)
+    group.deliver()
+    assert fast.wait(0) == 2
+    group.turns["n3"].finish(fast)
+    group.cores["n2"].tick()
+    group.deliver()
+    assert not slow.decided and group.turns["n2"].holder is None, "it has not applied it yet"
+    group.applied["n2"] = 2
+    group.cores["n2"].tick()
+    group.deliver()
+    assert slow.wait(0) == 2 and group.turns["n2"].holder is slow
+
+
+def test_a_node_that_defers_does_not_ask_for_the_lease_twice() -> None:
+    """Another transaction of its own waits behind the one that was deferred."""
+    group = Group()
+    group.elect("n1")
+    group.log.append(b"")
+    group.refresh()
+    slow = group.take_granted("n2", "slow")
+    group.turns["n2"].defer(slow)
+    second = group.take("n2", "second")
+    group.deliver()
+    assert len(group.cores["n1"].sequencer) == 1
+    group.applied["n2"] = 1
+    group.cores["n2"].tick()
+    group.deliver()
+    assert slow.wait(0) == 1 and not second.decided
+    group.turns["n2"].finish(slow)
+    assert second.wait(0) == 1, "it is applied: the run goes on"
+
+
+def test_who_gives_up_while_it_is_deferred_leaves_the_queue() -> None:
+    group = Group()
+    group.elect("n1")
+    group.log.append(b"")
+    group.refresh()
+    slow = group.take_granted("n2", "slow")
+    group.turns["n2"].defer(slow)
+    group.deliver()
+    assert slow.wait(0) is None
+    group.turns["n2"].leave(slow)
+    group.deliver()
+    assert len(group.cores["n1"].sequencer) == 0
+    group.applied["n2"] = 1
+    group.cores["n2"].tick()
+    assert not group.wire or all(message["type"] == "node.progress" for _, _, message in group.wire)
+
+
+def test_a_deferred_claim_is_made_anew_with_the_next_leader() -> None:
+    group = Group()
+    group.elect("n1")
+    group.log.append(b"")
+    group.refresh()
+    slow = group.take_granted("n2", "slow")
+    group.turns["n2"].defer(slow)
+    group.deliver()
+    group.elect("n3")
+    group.deliver()
+    assert slow.wait(0) == 1 and group.turns["n2"].holder is slow
+    assert len(group.cores["n1"].sequencer) == 0

@@ -219,3 +219,59 @@ def test_a_claim_sent_again_keeps_its_place() -> None:
     assert second is not None and second.id == b"L2"
     sequencer.release(b"L2")
     assert sequencer.next_grant(0.0) is None
+
+
+def test_nobody_waits_for_a_node_that_has_yet_to_apply_up_to_its_lease() -> None:
+    sequencer = Sequencer(1.0)
+    for name in ("L1", "L2"):
+        sequencer.request_lease(lease(name, source=name))
+    sequencer.submit(write("autocommit"))
+    sequencer.next_grant(0.0)
+    sequencer.defer(b"L1")
+    granted = sequencer.next_grant(0.0)
+    assert granted is not None and granted.id == b"L2"
+    sequencer.release(b"L2")
+    assert names(sequencer.next_batch()[0]) == ["autocommit"]
+    assert sequencer.next_grant(0.0) is None, "not offered before it says that it is ready"
+    assert len(sequencer) == 1
+
+
+def test_nodes_that_have_caught_up_are_first_again_in_order_of_arrival() -> None:
+    sequencer = Sequencer(1.0)
+    for name in ("L1", "L2", "L3"):
+        sequencer.request_lease(lease(name))
+    for name in (b"L1", b"L2"):
+        sequencer.next_grant(0.0)
+        sequencer.defer(name)
+    sequencer.submit(write("behind"))
+    for name in ("L2", "L1"):
+        assert sequencer.request_lease(lease(name, nowait=True)) is None, "it has its place already"
+    order = []
+    while (granted := sequencer.next_grant(0.0)) is not None:
+        order.append(granted.id)
+        sequencer.release(granted.id)
+    assert order == [b"L1", b"L2", b"L3"]
+    assert names(sequencer.next_batch()[0]) == ["behind"]
+
+
+def test_a_deferred_lease_is_gone_with_its_node_its_claim_or_the_leadership() -> None:
+    for end in (
+        lambda sequencer: sequencer.release(b"L1"),
+        lambda sequencer: sequencer.forget_source("a"),
+        lambda sequencer: sequencer.clear(),
+    ):
+        sequencer = Sequencer(1.0)
+        sequencer.request_lease(lease("L1"))
+        sequencer.next_grant(0.0)
+        sequencer.defer(b"L1")
+        end(sequencer)
+        assert len(sequencer) == 0 and sequencer.next_grant(0.0) is None
+
+
+def test_only_the_holder_can_be_deferred() -> None:
+    sequencer = Sequencer(1.0)
+    for name in ("L1", "L2"):
+        sequencer.request_lease(lease(name))
+    held = sequencer.next_grant(0.0)
+    sequencer.defer(b"L2")
+    assert sequencer.holder is held and [waiting.id for waiting in sequencer.waiting()] == [b"L2"]
