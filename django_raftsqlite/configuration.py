@@ -41,6 +41,7 @@ OPTIONS = (
     "election_timeout",
     "apply_timeout",
     "max_transaction_bytes",
+    "wal_limit",
     "mode",
     "host",
 )
@@ -52,6 +53,7 @@ SECRET_MINIMUM = 16
 ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
 TRANSACTION_BYTES_RANGE = (1024 * 1024, 1024 * 1024 * 1024)
 """The upper end is what one message between an attached process and its host holds."""
+WAL_LIMIT_RANGE = (1024 * 1024, 1024 * 1024 * 1024 * 1024)
 
 # A key of our own in a settings dictionary; Django's copies of it (threads, test workers) carry it along.
 TEST = "_RAFTSQLITE_TEST"
@@ -141,7 +143,8 @@ class _Reader:
             timeout=self._seconds("timeout", _DEFAULT["timeout"]),
             election_timeout=self._seconds("election_timeout", _DEFAULT["election_timeout"], *ELECTION_TIMEOUT_RANGE),
             apply_timeout=self._seconds("apply_timeout", _DEFAULT["apply_timeout"]),
-            max_transaction_bytes=self._max_transaction_bytes(),
+            max_transaction_bytes=self._bytes("max_transaction_bytes", TRANSACTION_BYTES_RANGE),
+            wal_limit=self._bytes("wal_limit", WAL_LIMIT_RANGE),
             lease_timeout=None if testing else _DEFAULT["lease_timeout"],
             mode=self._mode(),
             host=True if testing else self._host(),
@@ -346,17 +349,20 @@ class _Reader:
             return float(value)
         return default
 
-    def _max_transaction_bytes(self) -> int:
-        value = self._option("max_transaction_bytes")
-        default: int = _DEFAULT["max_transaction_bytes"]
+    def _bytes(self, option: str, limits: tuple[int, int]) -> int:
+        value = self._option(option)
+        default: int = _DEFAULT[option]
         if value is None:
             return default
-        least, most = TRANSACTION_BYTES_RANGE
-        advice = f"Write a number of bytes from {least} (1 MiB) to {most} (1 GiB), such as {default} (256 MiB)."
+        least, most = limits
+        advice = (
+            f"Write a number of bytes from {least} ({least >> 20} MiB) to {most} ({most >> 30} GiB), such as "
+            f"{default} ({default >> 20} MiB)."
+        )
         if isinstance(value, bool) or not isinstance(value, int):
-            self._problem("E005", "max_transaction_bytes", f"is {value!r}.", advice)
+            self._problem("E005", option, f"is {value!r}.", advice)
         elif not least <= value <= most:
-            self._problem("E005", "max_transaction_bytes", f"is {value!r}, which is out of range.", advice)
+            self._problem("E005", option, f"is {value!r}, which is out of range.", advice)
         else:
             return value
         return default

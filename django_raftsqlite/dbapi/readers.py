@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
 import apsw
 
+from ..sqlite.connections import Snapshot
 from ..sqlite.readers import ReaderPool
 from .reading import Reader, Stream
 
@@ -25,6 +27,7 @@ class Readers:
         self._pool = pool
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._alterations: list[Callable[[apsw.Connection], object]] = []
+        pool.join(self)
 
     def current(self) -> Reader:
         """The reader for the next statement, busy or not."""
@@ -61,6 +64,34 @@ class Readers:
         """Read all half-read SELECTs to their end. Raises OperationalError where one has too many rows."""
         for stream in list(self._streams):
             stream.drain()
+
+    def end_selects(self, *, drain_before: float, end_before: float) -> list[Snapshot]:
+        """See Borrower. Called by another thread, without the lock; where that is taken, a statement is at work."""
+        if not self.lock.acquire(blocking=False):
+            return []
+        try:
+            return self._end_selects(drain_before, end_before)
+        finally:
+            self.lock.release()
+
+    def _end_selects(self, drain_before: float, end_before: float) -> list[Snapshot]:
+        # In a function of its own: its references end before the lock is given back, so that no stream that its
+        # owner dropped meanwhile is collected, and closed, beside a statement of the owner's.
+        ended = []
+        for stream in list(self._streams):
+            snapshot = stream.reader.connection.snapshot
+            if snapshot is None or not stream.autocommit:
+                continue
+            if snapshot.since < end_before:
+                stream.end(
+                    f"the SELECT was ended because it was half read since {time.monotonic() - snapshot.since:.0f} s"
+                    ' and kept the WAL from being reset, which is above its limit (OPTIONS["wal_limit"]); read it'
+                    " faster, or read it in parts"
+                )
+                ended.append(snapshot)
+            elif snapshot.since < drain_before:
+                stream.hurry()
+        return ended
 
     def alter(self, alteration: Callable[[apsw.Connection], object]) -> None:
         """Change all readers of this Connection from now on, and keep them out of the pool."""

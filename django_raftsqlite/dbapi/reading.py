@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import apsw
 
 from ..sqlite import clock, forking
+from ..sqlite.connections import Connection, Snapshot
 from ..sqlite.entry import Row
 from .errors import from_reader, operational
 from .script import Read
@@ -44,7 +45,7 @@ class Reader:
 
     __slots__ = ("connection", "described", "open", "reusable", "spare")
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.open = 0
         self.reusable = True
@@ -66,7 +67,17 @@ class Reader:
     @property
     def private(self) -> bool:
         """Whether it has temporary or attached tables, which no other connection has."""
-        return bool(getattr(self.connection, "private", False))
+        return self.connection.private
+
+    def reads(self, what: str) -> None:
+        """A statement or a transaction begins to read; the first one has the snapshot of all that follow."""
+        if not self.open:
+            self.connection.snapshot = Snapshot(time.monotonic(), what)
+
+    def ended(self) -> None:
+        """A statement or a transaction has ended; ``open`` is right."""
+        if not self.open:
+            self.connection.snapshot = None
 
     def detach(self) -> apsw.Connection:
         """The connection as the pool had it."""
@@ -132,6 +143,7 @@ class Stream:
         self._owner = owner
         self._read = read
         self._failure = failure
+        self._hurried = False
         reader.open += 1
         owner.began(self)
         if failure is not None:
@@ -145,7 +157,10 @@ class Stream:
     def _take(self) -> list[Row]:
         with self._owner.lock:
             if not self._waiting and self._raw is not None:
-                self._step(EAGER)
+                if self._hurried:
+                    self._read_out()
+                else:
+                    self._step(EAGER)
             rows, self._waiting = self._waiting, []
             if not rows and self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -191,6 +206,28 @@ class Stream:
                 " cursor, before the transaction writes"
             )
 
+    @property
+    def autocommit(self) -> bool:
+        """Whether its snapshot is its own, and not an open transaction's."""
+        return not self.reader.connection.in_transaction
+
+    def hurry(self) -> None:
+        """Read the rest into memory at the next fetch, so that the snapshot is free."""
+        self._hurried = True
+
+    def end(self, why: str) -> None:
+        """Give the snapshot up: once the rows that are here were given out, fetching raises OperationalError."""
+        if self._raw is not None:
+            self._failure = operational(why)
+            self._end()
+
+    def _read_out(self) -> None:
+        self._step(DRAIN_LIMIT)
+        self.end(
+            "the SELECT was ended: it was half read for long, kept the WAL from being reset, which is above its limit"
+            f' (OPTIONS["wal_limit"]), and had more than {DRAIN_LIMIT} rows to read; read it faster, or in parts'
+        )
+
     def close(self) -> None:
         """Forget the rows not read yet."""
         self._waiting = []
@@ -207,12 +244,14 @@ class Stream:
             with suppress(apsw.Error):
                 raw.close(True)
             self.reader.open -= 1
+            self.reader.ended()
 
     def _end(self) -> None:
         raw, self._raw = self._raw, None
         if raw is not None:
             raw.close(True)
             self.reader.open -= 1
+            self.reader.ended()
             self._owner.finished(self.reader)
 
 
@@ -228,6 +267,7 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
     begun = False
     columns: Columns = ()
     reader.described[0] = ()
+    reader.reads(sql)
     if read is not None:
         clock.enter(read.statement.clock, read.statement.seed)
     try:
@@ -247,6 +287,7 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
             read.failed(error)
         if not begun:
             raw.close(True)
+            reader.ended()
             raise failure from error
     except BaseException:
         # Interrupted: as long as anybody keeps the traceback, the statement would keep the reader's snapshot.
@@ -263,6 +304,7 @@ def select(reader: Reader, sql: str, parameters: Any, owner: Owner, read: Read |
         read.add(rows)
     if complete:
         reader.spare = raw
+        reader.ended()
         return Answer(columns, rows)
     return Answer(columns, stream=Stream(raw, reader, rows, owner, read=read, failure=failure))
 

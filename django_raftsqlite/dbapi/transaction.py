@@ -87,6 +87,7 @@ class Transaction:
 
     def open_snapshot(self, reader: Reader) -> None:
         """Begin reading at this node's newest state, on a reader without open statements."""
+        reader.reads("a transaction that has not written")
         reader.connection.execute("BEGIN")
         # As a half-read SELECT does: what is no part of the transaction must run elsewhere.
         reader.open += 1
@@ -109,6 +110,7 @@ class Transaction:
         if reader.connection.in_transaction:
             reader.connection.execute("ROLLBACK" if undo else "COMMIT")
         reader.open -= 1
+        reader.ended()
         self._readers.finished(reader)
 
     # ---- the write session

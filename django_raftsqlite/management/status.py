@@ -31,6 +31,11 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "") + _shy(host)),
         ("write lease", status.get("lease") or "free"),
     ]
+    wal = status.get("wal_bytes")
+    if wal is not None:
+        age = status.get("oldest_snapshot")
+        oldest = f", oldest reader of process {host.get('pid')} since {age:.0f} s" if age else ""
+        pairs.append(("WAL", f"{wal / 2**20:.1f} MiB{oldest}"))
     applying = status.get("applying")
     if applying:
         pairs.append(("applying", f"{applying['statement'] or 'a transaction'} (since {applying['seconds']:.0f} s)"))

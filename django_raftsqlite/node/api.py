@@ -31,7 +31,8 @@ class NodeConfig:
     voting members, itself included; a group of one has ``peers == (address,)`` and opens no port. Times are
     seconds. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases). ``durable``
     False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put off while one
-    long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded.
+    long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded;
+    ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out.
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
     the socket. ``reluctant``: this process will soon end, so that its node leaves leading the group to others.
     """
@@ -45,6 +46,7 @@ class NodeConfig:
     election_timeout: float = 0.4
     apply_timeout: float = 60.0
     max_transaction_bytes: int = 256 * 1024 * 1024
+    wal_limit: int = 64 * 1024 * 1024
     lease_timeout: float | None = 1.0
     mode: int = 0o600
     host: bool = True

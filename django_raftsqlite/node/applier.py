@@ -7,12 +7,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Base, Outcome, RequestId
 from ..sqlite.errors import NodeFault
 from ..sqlite.machine import StateMachine
+from .checkpoints import Checkpoints
 from .lane import ScratchLane
 from .progress import Applied
 
@@ -65,6 +68,8 @@ class Applier:
         lane: ScratchLane,
         *,
         name: str,
+        wal_limit: int,
+        oldest: Callable[[], Snapshot | None],
         settled: Callable[[Outcomes], None],
         failed: Callable[[str], None],
     ) -> None:
@@ -73,11 +78,15 @@ class Applier:
         self._settled = settled
         self._failed = failed
         self._queue: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
+        self._checkpoints = Checkpoints(
+            machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
+        )
         # Bytes in, by the loop thread; bytes out, by the apply thread: one writer each, so no update is lost.
         self._bytes_in = 0
         self._bytes_out = 0
         self._stopping = False
         self._stopped = False
+        self._tending = True
         self._counted = time.monotonic()
         self._present: tuple[int, float] | None = None
         self.applied = Applied(machine.applied_index)
@@ -105,6 +114,14 @@ class Applier:
         text = self._machine.statement
         return Applying(present[0], seconds, " ".join(text[: 4 * SHOWN].split())[:SHOWN])
 
+    @property
+    def wal_bytes(self) -> int | None:
+        """Size of the -wal file, if it can be had."""
+        try:
+            return self._machine.wal_bytes
+        except OSError:
+            return None
+
     def is_open(self, origin: bytes) -> bool:
         """Whether the origin's requests are accepted. Apply thread."""
         return self._machine.is_open(origin)
@@ -118,7 +135,7 @@ class Applier:
         self._machine.close()
 
     def _run(self) -> None:
-        while (entry := self._queue.get()) is not None:
+        while (entry := self._next()) is not None:
             if not self._stopped:
                 try:
                     self._apply(*entry)
@@ -127,6 +144,19 @@ class Applier:
                     logger.exception("log entry %d cannot be applied", entry[0])
                     self._failed(f"log entry {entry[0]} could not be applied: {error}")
             self._bytes_out += len(entry[2])
+
+    def _next(self) -> tuple[int, int, bytes] | None:
+        """The next entry, which is waited for; meanwhile the WAL is kept small, but not by a node that failed."""
+        while not self._stopped and self._tending:
+            try:
+                self._checkpoints.tend()
+            except Exception:
+                self._tending = False
+                logger.exception("the WAL is not kept below its limit any more")
+                break
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=self._checkpoints.left())
+        return self._queue.get()
 
     def _apply(self, index: int, term: int, payload: bytes) -> None:
         if not payload:

@@ -14,6 +14,7 @@ from ..exceptions import Error, HostLost, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
+from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Outcome, Status
 from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
@@ -54,8 +55,12 @@ class HostedNode:
     :class:`Unavailable`, the lock is kept.
     """
 
-    def __init__(self, config: NodeConfig, lock: FolderLock) -> None:
+    def __init__(
+        self, config: NodeConfig, lock: FolderLock, oldest_snapshot: Callable[[], Snapshot | None] = lambda: None
+    ) -> None:
+        """``oldest_snapshot`` tells what is read since longest by this process."""
         self.config = config
+        self._oldest_snapshot = oldest_snapshot
         self.failed: str | None = None
         self._lock = lock
         self._closing = False
@@ -75,7 +80,13 @@ class HostedNode:
         )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
-            machine, self._lane, name=config.name.name, settled=self._on_outcomes, failed=self._fail
+            machine,
+            self._lane,
+            name=config.name.name,
+            wal_limit=config.wal_limit,
+            oldest=oldest_snapshot,
+            settled=self._on_outcomes,
+            failed=self._fail,
         )
         self._applied = self._applier.applied
         self._patience = Patience(config.apply_timeout)
@@ -353,12 +364,19 @@ class HostedNode:
             "lineage": state.base.lineage.hex(),
             "digest": state.digest.hex(),
             "applying": _plain(self._busy_here()),
+            "wal_bytes": self._applier.wal_bytes,
+            "oldest_snapshot": self._snapshot_age(),
             "members": [self._member(address, view) for address in self.config.peers],
             "host": {"pid": os.getpid(), "reluctant": self.config.reluctant},
             "lease": self._at_work(),
             "waiting": len(self._core.sequencer) + len(self._turns),
             **state.counts,
         }
+
+    def _snapshot_age(self) -> float | None:
+        """Seconds since the oldest state was current that this process still reads."""
+        oldest = self._oldest_snapshot()
+        return None if oldest is None else round(time.monotonic() - oldest.since, 3)
 
     def _at_work(self) -> str | None:
         """The transaction that has its turn, as far as this node knows; the leader's word is half a second old."""

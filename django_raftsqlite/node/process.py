@@ -22,6 +22,7 @@ from ..exceptions import (
     Unavailable,
 )
 from ..sqlite import forking
+from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Statements, Status, Transaction
 from ..sqlite.errors import NodeFault, StatementError
 from ..sqlite.parts import Encoded, TransactionTooLarge, encode_pieces
@@ -34,6 +35,7 @@ from .lock import FolderLock
 from .origin import Origin
 from .requests import OriginClosed, Request
 from .server import AttachServer
+from .snapshots import SnapshotWatch
 from .verdicts import raise_unless_done, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -66,6 +68,7 @@ class ProcessNode:
         self._backend: Backend | None = None
         self._server: AttachServer | None = None
         self._readers: ReaderPool | None = None
+        self._watch: SnapshotWatch | None = None
         self._closed = False
         self._mine = True
         _all.add(self)
@@ -167,6 +170,9 @@ class ProcessNode:
             backend, self._backend = self._backend, None
             server, self._server = self._server, None
             readers, self._readers = self._readers, None
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.close()
             if server is not None:
                 server.close()
             if readers is not None:
@@ -351,7 +357,7 @@ class ProcessNode:
 
     def _host(self, lock: FolderLock) -> HostedNode:
         try:
-            host = HostedNode(self.config, lock)
+            host = HostedNode(self.config, lock, self._oldest_snapshot)
         except (NodeFault, OSError, apsw.Error) as error:
             lock.release()
             raise OperationalError(f"the node of {self.config.name} cannot be opened: {error}") from error
@@ -375,6 +381,12 @@ class ProcessNode:
     def _open_readers(self) -> None:
         if self._readers is None:
             self._readers = ReaderPool(self.config.name, self.config.registrars)
+            self._watch = SnapshotWatch(self._readers, self.config.name, self.config.wal_limit)
+            self._watch.start()
+
+    def _oldest_snapshot(self) -> Snapshot | None:
+        readers = self._readers
+        return None if readers is None else readers.oldest_snapshot()
 
     def _succeed(self) -> None:
         """The host has ended: one of the processes that were attached must host the node now, busy or not."""

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -23,16 +23,25 @@ _CHECKPOINT_PAGES = 4000
 """16 MiB of WAL between checkpoints: every one fsyncs twice, and the same few pages are written by every entry."""
 
 
+class Snapshot(NamedTuple):
+    """A state of the database that somebody reads: since when (`time.monotonic()`), and the text of the statement."""
+
+    since: float
+    reader: str
+
+
 class Connection(apsw.Connection):
     """An APSW connection with what this package knows about it.
 
     ``registry`` lists the functions registered on it; ``counters`` start its `total_changes()` anew. ``private``
-    becomes true when the connection has temporary or attached tables, which no other connection sees.
+    becomes true when the connection has temporary or attached tables, which no other connection sees. ``snapshot``
+    is kept by the borrower of a reader.
     """
 
     registry: FunctionRegistry
     counters: StatementCounters
     private: bool = False
+    snapshot: Snapshot | None = None
     classified: dict[str, Any]
 
     def close(self, force: bool = False) -> None:

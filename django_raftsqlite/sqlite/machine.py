@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import apsw
 import msgpack
 
 from .changes import new_digest
-from .connections import open_writer
+from .connections import BUSY_TIMEOUT_MS, open_writer
 from .entry import (
     Base,
     Entry,
@@ -150,6 +150,36 @@ class StateMachine:
         """
         return load_outcome(self._connection, request)
 
+    @property
+    def wal_bytes(self) -> int:
+        """Size of the -wal file; any thread. Raises OSError."""
+        return self._wal.stat().st_size
+
+    def write_back(self) -> tuple[int, int]:
+        """A passive checkpoint: waits for nobody. How many frames the WAL has, and how many are in the file now.
+
+        Less than all, where somebody reads an older state. Raises apsw.Error.
+        """
+        return self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def empty_wal(self, keep_waiting: Callable[[], bool]) -> bool:
+        """Write all of the WAL back and truncate it to nothing; False where its readers did not end in time.
+
+        Nobody can write meanwhile; ``keep_waiting`` is asked again and again while a reader is in the way, and
+        sleeps as long as it wants. Raises apsw.Error, and then nothing is lost: what was not written back stays.
+        Raises ForeignWrite; scratch must be rolled back.
+        """
+        connection = self._connection
+        self._check_before()
+        connection.set_busy_handler(lambda _attempt: keep_waiting())
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            return False
+        finally:
+            connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        return True
+
     def close(self) -> None:
         """Close the file; -wal stays beside it. Idempotent."""
         self._runner.close()
@@ -211,6 +241,7 @@ class StateMachine:
         # changes nothing the second time.
         if alone is not None and not forced and "VACUUM" in verbs(alone.statements):
             if self._settled(draft, alone.request) is None:
+                self._check_before()
                 forced[0] = runner.vacuum(alone)
             draft = self._draft(index, term, entry)
         runner.begin({} if alone is None else alone.pragmas)
@@ -334,6 +365,14 @@ class StateMachine:
             if not begun_anew(self._wal):
                 raise ForeignWrite(f"something else wrote to {self._path}")
             self._data_version = found
+
+    def _check_before(self) -> None:
+        """:meth:`_check_data_version`, before what changes the WAL outside of our transactions."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._check_data_version()
+        finally:
+            self._connection.execute("ROLLBACK")
 
     def _read_data_version(self) -> int:
         version: Any = self._connection.execute("PRAGMA data_version").fetchall()[0][0]

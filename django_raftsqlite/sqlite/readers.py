@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import apsw
 
-from .connections import Connection, open_reader
+from .connections import Connection, Snapshot, open_reader
 from .functions import Registrar
+
+
+class Borrower(Protocol):
+    """Who borrows readers, and leaves SELECTs half read on them."""
+
+    def end_selects(self, *, drain_before: float, end_before: float) -> list[Snapshot]:
+        """Free the snapshots of old SELECTs; see :meth:`ReaderPool.end_selects`."""
 
 
 class ReaderPool:
@@ -28,16 +37,49 @@ class ReaderPool:
         self._idle: deque[Connection] = deque()
         self._lock = threading.Lock()
         self._closed = False
+        # With a lock of its own: collection, which may happen under it, gives readers back.
+        self._registry = threading.RLock()
+        self._opened: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._borrowers: weakref.WeakSet[Borrower] = weakref.WeakSet()
 
     def acquire(self) -> Connection:
         """A connection outside of any transaction. Raises apsw.CantOpenError when there is no file."""
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return open_reader(self._path, self._registrars)
+        connection = open_reader(self._path, self._registrars)
+        with self._registry:
+            self._opened.add(connection)
+        return connection
+
+    def join(self, borrower: Borrower) -> None:
+        """Let the pool ask the borrower to free old snapshots, for as long as it exists."""
+        with self._registry:
+            self._borrowers.add(borrower)
+
+    def oldest_snapshot(self) -> Snapshot | None:
+        """What is read since longest by this process; any thread."""
+        with self._registry:
+            return min((snapshot for each in self._opened if (snapshot := each.snapshot) is not None), default=None)
+
+    def end_selects(self, *, drain_before: float, end_before: float) -> list[Snapshot]:
+        """Free the snapshots of SELECTs that are half read in autocommit; any thread, and waits for no other.
+
+        Those begun before ``drain_before`` (`time.monotonic()`) are read to their end at their next fetch; those
+        begun before ``end_before`` are ended, and returned: their next fetch fails.
+        """
+        with self._registry:
+            borrowers = list(self._borrowers)
+        return [
+            snapshot
+            for borrower in borrowers
+            for snapshot in borrower.end_selects(drain_before=drain_before, end_before=end_before)
+        ]
 
     def release(self, connection: apsw.Connection, *, reuse: bool = True) -> None:
         """Give a connection back; it is closed when ``reuse`` is false or it has tables of its own."""
+        if isinstance(connection, Connection):
+            connection.snapshot = None
         if reuse and isinstance(connection, Connection) and not connection.private:
             try:
                 if connection.in_transaction:

@@ -153,6 +153,12 @@ def test_the_status_says_who_is_reluctant_to_lead() -> None:
     assert "127.0.0.1:7103  follower, reluctant to lead  yes" in text
 
 
+def test_status_shows_the_size_of_the_wal_and_who_keeps_it() -> None:
+    assert "WAL            96.0 MiB" in render("x", {**STATUS, "wal_bytes": 96 * 2**20, "oldest_snapshot": None})
+    table = render("x", {**STATUS, "wal_bytes": 96 * 2**20, "oldest_snapshot": 75.3})
+    assert "WAL            96.0 MiB, oldest reader of process 4711 since 75 s" in table
+
+
 def test_a_failed_node_says_why() -> None:
     assert "role           failed (disk full)" in render("x", {**STATUS, "role": "failed", "reason": "disk full"})
 

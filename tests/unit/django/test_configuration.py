@@ -64,6 +64,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
                 election_timeout=0.8,
                 apply_timeout=7,
                 max_transaction_bytes=2**30,
+                wal_limit=2**20,
                 mode="0660",
                 host=False,
                 reads="leader",
@@ -76,7 +77,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     node = configuration.node
     assert (node.address, node.peers, node.secret) == (PEERS[0], tuple(PEERS), SECRET)
     assert (node.timeout, node.election_timeout, node.mode, node.host) == (2.0, 0.8, 0o660, False)
-    assert (node.apply_timeout, node.max_transaction_bytes) == (7.0, 2**30)
+    assert (node.apply_timeout, node.max_transaction_bytes, node.wal_limit) == (7.0, 2**30, 2**20)
     assert node.registrars == (register_django_functions, not_callable_here)
     assert configuration.reads == "leader"
     assert configuration.transaction_mode == "IMMEDIATE"
@@ -85,7 +86,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
 
 def test_none_is_the_default_of_every_option(settings: Any) -> None:
     names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
-    names += ["election_timeout", "apply_timeout", "max_transaction_bytes", "mode", "host"]
+    names += ["election_timeout", "apply_timeout", "max_transaction_bytes", "wal_limit", "mode", "host"]
     assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
 
 
@@ -180,6 +181,8 @@ WRONG_OPTIONS = [
         "from 1048576 (1 MiB)",
     ),
     ({"max_transaction_bytes": 2**31}, '["max_transaction_bytes"]', "out of range", "to 1073741824 (1 GiB)"),
+    ({"wal_limit": 64}, '["wal_limit"]', "is 64, which is out of range", "(1024 GiB), such as 67108864 (64 MiB)"),
+    ({"wal_limit": "64 MiB"}, '["wal_limit"]', "is '64 MiB'", "a number of bytes from 1048576 (1 MiB)"),
     ({"max_transaction_bytes": 1e9}, '["max_transaction_bytes"]', "is 1000000000.0", "a number of bytes"),
     ({"transaction_mode": "IMEDIATE"}, '["transaction_mode"]', "is 'IMEDIATE'", "Did you mean 'IMMEDIATE'?"),
     ({"transaction_mode": 1}, '["transaction_mode"]', "is 1", "or None"),
