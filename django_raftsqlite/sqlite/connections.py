@@ -75,8 +75,8 @@ def open_writer(
     _create_file(path, mode)
     connection = _open(path, apsw.SQLITE_OPEN_READWRITE)
     try:
-        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-        found = connection.pragma("journal_mode", "wal")
+        with forking.opening:
+            found = connection.pragma("journal_mode", "wal")
         if found != "wal":
             raise apsw.CantOpenError(f"{path} cannot be used in WAL mode: its journal mode stays {found!r}")
         # The log is what is fsynced; NORMAL syncs the WAL at checkpoints only, so that pages are never mixed.
@@ -93,13 +93,20 @@ def open_writer(
 
 def _open(path: Path, flags: int) -> Connection:
     with forking.opening:
-        return Connection(str(path), flags=flags, vfs=clock.VFS_NAME, statementcachesize=_STATEMENT_CACHE)
+        connection = Connection(str(path), flags=flags, vfs=clock.VFS_NAME, statementcachesize=_STATEMENT_CACHE)
+        try:
+            connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+            # The first look into a file maps its -shm, under the mutex under which files are opened and closed.
+            connection.pragma("schema_version")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 def _set_up(connection: Connection, registrars: Iterable[Registrar]) -> Connection:
     try:
         registrars = tuple(registrars)
-        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         # Refuses what can damage the file by plain SQL: writable_schema, shadow tables, sqlite_dbpage.
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         connection.config(apsw.SQLITE_DBCONFIG_ENABLE_FKEY, 1)
