@@ -92,6 +92,7 @@ def open_writer(
 
 
 def _open(path: Path, flags: int) -> Connection:
+    forking.check()
     with forking.opening:
         connection = Connection(str(path), flags=flags, vfs=clock.VFS_NAME, statementcachesize=_STATEMENT_CACHE)
         try:

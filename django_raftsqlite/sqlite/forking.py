@@ -7,7 +7,8 @@ Three things of SQLite's own go wrong in a child of a process that has a databas
   could reset the WAL, or truncate the -shm, under it. So in a child every file is another one to SQLite: the device
   numbers that it is told differ from the parent's.
 - A mutex that another thread held at the fork is never released in the child. The one that is often held guards the
-  memory statistics, which are turned off; those of opening and closing are kept free by :data:`opening`.
+  memory statistics, which are turned off; those of opening and closing are kept free by :data:`opening`. What is
+  left is held for nanoseconds, and found by :func:`check`: an error in place of a child that hangs.
 - Collecting an inherited object closes it, also at the end of the interpreter: see :func:`keep_for_ever`.
 """
 
@@ -21,13 +22,19 @@ from typing import Any
 
 import apsw
 
+from ..exceptions import OperationalError
+
 OPENING_PATIENCE = 5.0
 """Seconds that a fork waits for another thread to have opened or closed a connection."""
 
 opening = threading.RLock()
 """Held while a connection is opened or closed: no other thread forks meanwhile."""
 
+MUTEX_PATIENCE = 5.0
+"""Seconds after which a mutex that is held for nanoseconds is taken for one that is never released."""
+
 _process = os.getpid()
+_checked = True
 _thread = threading.local()
 
 
@@ -37,6 +44,32 @@ def inherited() -> bool:
     Before them, the interpreter destroys the thread-local objects of threads that do not exist in the child.
     """
     return os.getpid() != _process
+
+
+def check() -> None:
+    """In a forked child, before SQLite is used: raises OperationalError when a mutex was held at the fork.
+
+    A database in memory takes the mutexes that any statement of another thread may have had: those of the page cache's
+    statistics and of SQLite's random numbers. In a thread of its own, which is left alone if it does not come back.
+    """
+    global _checked  # noqa: PLW0603 - once in each process
+    if _checked:
+        return
+    free = threading.Event()
+
+    def take() -> None:
+        connection = apsw.Connection(":memory:")
+        connection.execute("CREATE TABLE t AS SELECT randomblob(8)")
+        connection.close()
+        free.set()
+
+    threading.Thread(target=take, name="raftsqlite-forked", daemon=True).start()
+    if not free.wait(MUTEX_PATIENCE):
+        raise OperationalError(
+            f"this process ({os.getpid()}) was forked at a moment at which another thread was inside SQLite, and can "
+            "never use it: let it end and fork again, or fork before threads use the database"
+        )
+    _checked = True
 
 
 def keep_for_ever(thing: object) -> None:
@@ -102,8 +135,9 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global opening, _process  # noqa: PLW0603 - a new process
+    global opening, _checked, _process  # noqa: PLW0603 - a new process
     _process = os.getpid()
+    _checked = False
     opening = threading.RLock()
     _take_files_for_others()
 
