@@ -49,8 +49,9 @@ def inherited() -> bool:
 def check() -> None:
     """In a forked child, before SQLite is used: raises OperationalError when a mutex was held at the fork.
 
-    A database in memory takes the mutexes that any statement of another thread may have had: those of the page cache's
-    statistics and of SQLite's random numbers. In a thread of its own, which is left alone if it does not come back.
+    A database in memory takes the mutexes that any statement of another thread may have had: those of the page
+    cache's statistics and of SQLite's random numbers. In a thread of its own, which is left alone if it does not
+    come back.
     """
     global _checked  # noqa: PLW0603 - once in each process
     if _checked:
