@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ class Schedule:
             (3, self.stall),
             (3, self.apply_slowly),
             (3, self.keep_state),
+            (2, self.change_host),
+            (3, self.hear_who_is_willing),
         ]
 
     def step(self) -> None:
@@ -124,6 +127,17 @@ class Schedule:
     def keep_state(self, address: str) -> None:
         member = self.simulation.members[address]
         member.kept = len(member.state)
+
+    def change_host(self, address: str) -> None:
+        """From its next start on another process hosts it, which may be one that leaves leading to others."""
+        member = self.simulation.members[address]
+        member.config = replace(member.config, reluctant=self.random.random() < 0.5)
+
+    def hear_who_is_willing(self, address: str) -> None:
+        """What members say of themselves may be outdated when it is heard."""
+        addresses = self.simulation.addresses
+        willing = frozenset(self.random.sample(addresses, self.random.randrange(len(addresses)))) - {address}
+        self.simulation.act(address, lambda replica: replica.prefer(willing))
 
     def recover(self) -> None:
         """All faults end: the group elects a leader, commits, and all members have the same state."""
