@@ -1,4 +1,4 @@
-"""The node's part in the group: its requests on their way to the leader, and, when it leads, everybody's.
+"""The node's part in the group: its requests on their way to the leader; and what it does for others as theirs.
 
 Pure like the sequencer: it is told the time and what arrived, and acts through a small port to the consensus
 layer, so that a simulation can drive it. Everything here runs on the node's loop thread.
@@ -11,23 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgpack
-
 from ..raft.config import RaftView
-from ..sqlite.entry import Entry, Item, ItemKind, RequestId, encode_entry
+from ..sqlite.entry import ItemKind, RequestId
 from .latch import Latch
+from .leader import Leader
+from .messages import Message, RaftPort
 from .requests import Attempt, Requests
-from .sequencer import Lease, Refusal, Sequencer, Write
 
 logger = logging.getLogger("django_raftsqlite.node")
 
-Message = dict[str, Any]
-
 GOSSIP_INTERVAL = 0.5
 RESEND_INTERVAL = 1.0
-IDLE_VERSIONS = 10_000
-IDLE_MILLISECONDS = 3_600_000
-PARTS_IDLE_MILLISECONDS = 300_000
 
 
 class Refused(Exception):
@@ -54,19 +48,6 @@ class Opening(Latch[bool | Refused]):
         super().__init__()
         self.origin = origin
         self.deadline = deadline
-
-
-class RaftPort(Protocol):
-    """What the core needs of the consensus layer (the driver, or a simulation)."""
-
-    @property
-    def view(self) -> RaftView: ...
-
-    def propose(self, payload: bytes) -> tuple[int, int] | None: ...
-
-    def send(self, peer: str, message: Message) -> bool: ...
-
-    def read_index(self, done: Callable[[int | None], None]) -> None: ...
 
 
 class LeasePort(Protocol):
@@ -112,7 +93,7 @@ class Claim:
 
 
 class Core:
-    """Routes this node's requests, claims and read barriers to the leader; sequences them when it leads.
+    """Routes this node's requests, claims and read barriers to the leader; ``leader`` is what it does when it leads.
 
     ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch; ``patience`` is the clock of deadlines.
     ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told of this node.
@@ -143,38 +124,41 @@ class Core:
         self._lease = lease
         self._clock = clock
         self._patience = patience or clock
-        self._wall = wall
         self._progress = progress
         self._applied = applied
-        self._room = room
         self._openings: list[Opening] = []
         self._claim: Claim | None = None
         self._waiting_barriers: list[Callable[[int | None], None]] = []
         self._flying_barriers: list[Callable[[int | None], None]] = []
         self._barrier_sent = 0.0
         self._barrier_number = 0
-        self._in_flight: dict[int, list[bytes]] = {}
-        self._time = 0
         self._gossiped = 0.0
         self._resent = 0.0
         self._session = 0  # grows whenever the leader or the session to it is a new one
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
-        self.sequencer = Sequencer(lease_timeout)
-        self._sending: tuple[bytes, float, float] | None = None  # a lease, its transaction's first and latest part
+        self.leader = Leader(
+            raft,
+            self._answer,
+            lease_timeout=lease_timeout,
+            clock=clock,
+            patience=self._patience,
+            wall=wall,
+            room=room,
+        )
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None
         self._stopped: str | None = None
         self._handlers: dict[str, Callable[[str, Message], None]] = {
-            "node.submit": self._on_submit,
-            "node.lease": self._on_lease,
+            "node.submit": self.leader.on_submit,
+            "node.lease": self.leader.on_lease,
             "node.granted": self._on_granted,
             "node.refused": self._on_refused,
-            "node.release": self._on_release,
-            "node.defer": self._on_defer,
-            "node.touch": self._on_touch,
+            "node.release": self.leader.on_release,
+            "node.defer": self.leader.on_defer,
+            "node.touch": self.leader.on_touch,
             "node.wanted": self._on_wanted,
             "node.held": self._on_held,
-            "node.barrier": self._on_barrier,
+            "node.barrier": self.leader.on_barrier,
             "node.barrier_ok": self._on_barrier_ok,
             "node.progress": self._on_progress,
         }
@@ -258,7 +242,7 @@ class Core:
         """This node stopped itself: refuse everything that was surely not sent, and all that comes."""
         self.failed = reason
         self._end_all("failed", reason)
-        self.sequencer.clear()
+        self.leader.stop()
 
     def stop(self, reason: str) -> None:
         """This process stops hosting: tell those who wait, since others will host; what was sent goes on its way."""
@@ -296,12 +280,7 @@ class Core:
             self.peers.get(gone, {}).pop("reluctant", None)
         if view.connected - before.connected:
             self._gossiped = 0.0  # with the next tick
-        if before.role == "leader" and (view.role != "leader" or view.term != before.term):
-            self.sequencer.clear()
-            self._in_flight.clear()
-        if view.role == "leader":
-            for gone in before.connected - view.connected:
-                self.sequencer.forget_source(gone)
+        self.leader.on_view(view)
         moved = view.leader != before.leader or view.term != before.term
         session = view.leader in view.connected and view.leader not in before.connected
         if moved or session or (view.established and not before.established):
@@ -309,7 +288,7 @@ class Core:
             if self._claim is not None and not self._lease.unsure():
                 self._claim = None
             self._resend()
-        self._pump()
+        self.leader.pump()
 
     def on_message(self, peer: str, message: Message) -> None:
         """A message of another member's core. Raises KeyError, TypeError or ValueError for a malformed one."""
@@ -317,17 +296,12 @@ class Core:
 
     def on_committed(self, index: int) -> None:
         """An entry is committed: the next batch may go."""
-        for request in self._in_flight.pop(index, ()):
-            self.sequencer.settled(request)
-        self._pump()
+        self.leader.on_committed(index)
 
     def tick(self) -> None:
         """Deadlines and repetitions; call it every 50 ms or so."""
         now = self._clock()
-        if self._view.role == "leader":
-            for refusal in self.sequencer.expire(now, self._patience()):
-                self._refuse(refusal)
-            self._pump()
+        self.leader.tick()
         if now - self._resent >= RESEND_INTERVAL:
             self._resend()
         self._send_barriers()
@@ -353,34 +327,10 @@ class Core:
             and told.get("failed") is None
         )
 
-    def long_commit(self) -> tuple[float, str] | None:
-        """As the leader: since how many seconds the holder of the lease has been sending a large transaction, and who
-        that is."""
-        holder, sending, now = self.sequencer.holder, self._sending, self._clock()
-        if holder is None or sending is None or sending[0] != holder.id or now - sending[2] > RESEND_INTERVAL:
-            return None
-        return now - sending[1], holder.who
-
     def told_by_leader(self, key: str) -> Any:
         """What the leader said of itself lately, if it is another node; None when it did not."""
         told = self.peers.get(self._view.leader or "")
         return told.get(key) if told is not None and self._clock() - told["heard"] < 3 * GOSSIP_INTERVAL else None
-
-    def expire_parts(self) -> None:
-        """As the leader, have parts removed whose author sends no more of them."""
-        if self._view.role == "leader" and self._view.established:
-            payload: bytes = msgpack.packb([PARTS_IDLE_MILLISECONDS])
-            item = Item(ItemKind.EXPIRE_PARTS, payload)
-            self.sequencer.submit(Write(b"expire parts", item, False, "", float("inf")))
-            self._pump()
-
-    def expire_origins(self) -> None:
-        """As the leader, have idle origins closed (long *and* many versions)."""
-        if self._view.role == "leader" and self._view.established:
-            payload: bytes = msgpack.packb([IDLE_VERSIONS, IDLE_MILLISECONDS])
-            item = Item(ItemKind.EXPIRE_ORIGINS, payload)
-            self.sequencer.submit(Write(b"expire", item, False, "", float("inf")))
-            self._pump()
 
     # To the leader ----------------------------------------------------------------------------------------
 
@@ -473,126 +423,11 @@ class Core:
             self._land_barriers(None)
         self._send_barriers()
 
-    # As the leader ----------------------------------------------------------------------------------------
-
-    def _pump(self) -> None:
-        if self._view.role != "leader" or not self._view.established or self.failed is not None:
-            return
-        while not self._in_flight and self._room():
-            batch, solo = self.sequencer.next_batch()
-            if not batch:
-                break
-            self._time = max(self._time, self._wall())
-            entry = encode_entry(Entry(self._time, tuple(write.item for write in batch), solo))
-            place = self._raft.propose(entry)
-            if place is None:
-                break  # no longer leading: the view will say so, and every node sends its own again
-            self._in_flight[place[0]] = [write.request for write in batch]
-        while (lease := self.sequencer.next_grant(self._clock())) is not None:
-            message = {"type": "node.granted", "lease": lease.id, "index": self._raft.view.last_index}
-            if not self._answer(lease.source, message):
-                self.sequencer.release(lease.id)
-        self._ask_back()
-
-    def _ask_back(self) -> None:
-        holder = self.sequencer.wanted(self._clock())
-        if holder is not None:
-            run = holder.run(self._clock())
-            self._answer(holder.source, {"type": "node.wanted", "lease": holder.id, "run": run})
-            self._tell_who_holds(holder)
-
-    def _tell_who_holds(self, holder: Lease) -> None:
-        for waiting in self.sequencer.waiting():
-            self._answer(waiting.source, {"type": "node.held", "who": holder.who})
-
     def _answer(self, source: str, message: Message) -> bool:
         if source == self._address:
             self.on_message(source, message)
             return True
         return self._raft.send(source, message)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        if refusal.source:
-            self._answer(
-                refusal.source,
-                {
-                    "type": "node.refused",
-                    "subject": refusal.subject,
-                    "reason": refusal.reason,
-                    "text": refusal.text,
-                },
-            )
-
-    def _on_submit(self, peer: str, message: Message) -> None:
-        if self._view.role != "leader" or message["term"] != self._view.term:
-            # Its author sends it again when it learns of the leader. What was sent to this member's former office
-            # may have been settled under another since then: its origin closed, and all memory of it gone.
-            return
-        kind = ItemKind(message["kind"])
-        item = Item(kind, message["data"])
-        if kind is ItemKind.CLOSE_ORIGIN:
-            self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, "", float("inf")))
-            self._pump()
-            return
-        deadline = self._patience() + message["budget"]
-        if kind is ItemKind.OPEN_ORIGIN:
-            self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
-            self._pump()
-            return
-        write = Write(message["id"], item, message["solo"], peer, deadline)
-        if message["lease"] is None:
-            self.sequencer.submit(write)
-        else:
-            if kind is ItemKind.PART:
-                self._on_part(message["lease"])
-            refusal = self.sequencer.commit(message["lease"], write, again=message["again"])
-            if refusal is not None:
-                self._refuse(refusal)
-        self._pump()
-
-    def _on_part(self, lease: bytes) -> None:
-        now = self._clock()
-        first = self._sending[1] if self._sending is not None and self._sending[0] == lease else now
-        self._sending = lease, first, now
-
-    def _on_lease(self, peer: str, message: Message) -> None:
-        if self._view.role != "leader":
-            return
-        refusal = self.sequencer.request_lease(Lease(message["lease"], peer, message["who"], message["nowait"]))
-        if refusal is not None:
-            self._refuse(refusal)
-        holder = self.sequencer.holder
-        if holder is not None and holder.asked and holder.source != peer:
-            self._answer(peer, {"type": "node.held", "who": holder.who})
-        self._pump()
-
-    def _on_release(self, _peer: str, message: Message) -> None:
-        self.sequencer.release(message["lease"])
-        self._pump()
-
-    def _on_defer(self, _peer: str, message: Message) -> None:
-        self.sequencer.defer(message["lease"])
-        self._pump()
-
-    def _on_touch(self, _peer: str, message: Message) -> None:
-        if not self.sequencer.touch(message["lease"], message["who"], self._clock()):
-            return
-        if message["busy"]:
-            for refusal in self.sequencer.busy():
-                self._refuse(refusal)
-        if self.sequencer.holder is not None:
-            self._tell_who_holds(self.sequencer.holder)
-
-    def _on_barrier(self, peer: str, message: Message) -> None:
-        number = message["number"]
-
-        def answer(index: int | None) -> None:
-            self._answer(peer, {"type": "node.barrier_ok", "number": number, "index": index})
-
-        if self._view.role == "leader":
-            self._raft.read_index(answer)
-        else:
-            answer(None)
 
     # From the leader --------------------------------------------------------------------------------------
 

@@ -22,11 +22,12 @@ from . import fingerprint
 from .api import LeaseLost, NodeConfig
 from .applier import Applier, Applying, Outcomes
 from .catchup import Behind, take_turn
-from .core import Core, Message, Opening, Refused
+from .core import Core, Opening, Refused
 from .facts import handshake_facts
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
+from .messages import Message
 from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
@@ -286,7 +287,7 @@ class HostedNode:
     def _busy_here(self) -> Applying | None:
         """What keeps others waiting and is going on on this node."""
         applying = self._applier.applying()
-        if applying is None and (sending := self._core.long_commit()) is not None:
+        if applying is None and (sending := self._core.leader.long_commit()) is not None:
             seconds, who = sending
             applying = Applying(self._view.last_index, seconds, f"a large transaction of {who}")
         return applying
@@ -332,9 +333,9 @@ class HostedNode:
         if now - self._expired > EXPIRE_EVERY:
             self._expired = now
             if self._applier.state.counts["origins"] > ORIGINS_KEPT:
-                self._core.expire_origins()
+                self._core.leader.expire_origins()
             if self._applier.state.counts["parted"]:
-                self._core.expire_parts()
+                self._core.leader.expire_parts()
         self._driver.loop.call_later(TICK, self._tick)
 
     def _look_for_idleness(self, now: float) -> None:
@@ -369,7 +370,7 @@ class HostedNode:
             "members": [self._member(address, view) for address in self.config.peers],
             "host": {"pid": os.getpid(), "reluctant": self.config.reluctant},
             "lease": self._at_work(),
-            "waiting": len(self._core.sequencer) + len(self._turns),
+            "waiting": len(self._core.leader.sequencer) + len(self._turns),
             **state.counts,
         }
 
@@ -380,7 +381,7 @@ class HostedNode:
 
     def _at_work(self) -> str | None:
         """The transaction that has its turn, as far as this node knows; the leader's word is half a second old."""
-        holder = self._core.sequencer.holder
+        holder = self._core.leader.sequencer.holder
         if self._turns.holder is not None or holder is None or holder.source == self.config.address:
             return self._turns.who()
         told: str | None = self._core.peers.get(holder.source, {}).get("turn")

@@ -26,7 +26,7 @@ class NodeFault(Exception):
     """This node cannot go on applying: its disk, its memory or its file failed, not the statement.
 
     ``retry`` is true where the same entry may be tried again at once (BUSY, INTERRUPT).
-    See pitfall "its error is its result": only an allow-list of codes is a result.
+    "Its error is its result" holds for an allow-list of codes only.
     """
 
     def __init__(self, message: str, *, retry: bool = False) -> None:

@@ -204,7 +204,7 @@ def test_transactions_of_others_go_on_while_a_node_has_yet_to_apply_up_to_its_le
 
     background = Background()
     background.run(late)
-    sequencer = trio.host(trio.leader())._core.sequencer
+    sequencer = trio.host(trio.leader())._core.leader.sequencer
     eventually(lambda: sequencer.holder and sequencer.holder.source == trio.peers[slow], "it has the lease")
     for number in range(20):
         node = trio.nodes[others[number % 2]]
@@ -228,7 +228,7 @@ def test_a_transaction_whose_node_does_not_catch_up_in_time_is_told_so(tmp_path:
         write(other, LONG)
         background = Background()
         background.run(lambda: trio.nodes[slow].begin({}, reason="late", timeout=3.0))
-        sequencer = trio.host(trio.leader())._core.sequencer
+        sequencer = trio.host(trio.leader())._core.leader.sequencer
         eventually(lambda: sequencer.holder and sequencer.holder.source == trio.peers[slow], "it has the lease")
         other.begin({}, reason="other", timeout=DEADLINE).rollback()
         background.join()

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from django_raftsqlite.node.core import Core, Message, Opening, Refused
+from django_raftsqlite.node.core import Core, Opening, Refused
+from django_raftsqlite.node.messages import Message
 from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt, Request, Requests
 from django_raftsqlite.node.turns import Lost, Turn, Turns
@@ -244,7 +245,7 @@ def test_a_grant_that_comes_too_late_is_given_back() -> None:
     group.cores[target].on_message(source, message)  # granted, on its way
     group.turns["n2"].leave(turn)
     group.deliver()
-    assert group.cores["n1"].sequencer.holder is None
+    assert group.cores["n1"].leader.sequencer.holder is None
 
 
 def test_a_node_is_told_that_others_wait_and_gives_the_lease_back_when_its_transaction_is_over() -> None:
@@ -265,7 +266,7 @@ def test_a_lease_that_is_held_for_nothing_is_given_back_at_once() -> None:
     group.elect("n1")
     group.turns["n2"].finish(group.take_granted("n2", "first"))
     group.deliver()
-    assert group.cores["n1"].sequencer.holder is not None, "it stays with the node while nobody else wants it"
+    assert group.cores["n1"].leader.sequencer.holder is not None, "it stays with the node while nobody else wants it"
     second = group.take("n3", "second")
     group.deliver()
     assert second.wait(0) == 0
@@ -407,7 +408,7 @@ def test_a_transaction_that_outlived_its_leader_asks_the_next_one_for_the_lease(
     group.take_granted("n2", "first")
     group.elect("n3")
     group.deliver()
-    holder = group.cores["n3"].sequencer.holder
+    holder = group.cores["n3"].leader.sequencer.holder
     assert holder is not None and holder.source == "n2"
 
 
@@ -420,7 +421,7 @@ def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_aga
     assert group.log == []
     group.elect("n3")
     group.deliver()
-    assert len(group.cores["n1"].sequencer) == 0
+    assert len(group.cores["n1"].leader.sequencer) == 0
     group.turns["n1"].finish(turn)
     group.deliver()
     assert group.payloads() == [[b"queued"]]
@@ -607,7 +608,7 @@ def test_what_was_sent_to_a_leaders_former_office_is_dropped() -> None:
     group.wire.clear()
     group.wire.extend(late)
     group.deliver()
-    assert group.log == [] and len(group.cores["n1"].sequencer) == 0
+    assert group.log == [] and len(group.cores["n1"].leader.sequencer) == 0
 
 
 def test_a_member_is_willing_to_lead_when_it_said_so_in_this_session_and_lately() -> None:
@@ -637,7 +638,7 @@ def test_the_parts_of_a_transaction_go_ahead_of_those_who_wait_and_its_lease_goe
     group = Group()
     group.elect("n1")
     turn = group.take_granted("n2", "UPDATE large")
-    leader = group.cores["n1"]
+    leader = group.cores["n1"].leader
     group.cores["n3"].submit(group.request("n3", b"waits"))
     whole = group.origins["n2"].create(
         lambda *_: Encoded([b"one", b"two"], 6, bytes(32)), solo=False, lease=turn.claim
@@ -674,7 +675,7 @@ def test_what_waits_at_the_leader_is_not_refused_while_its_patience_stands_still
     group = Group()
     stood = 0.0
     for core in group.cores.values():
-        core._patience = lambda: group.now - stood
+        core.leader._patience = lambda: group.now - stood
     group.elect("n1")
     group.take_granted("n2", "UPDATE for ever")
     waits = group.request("n1", b"waits")
@@ -708,8 +709,8 @@ def test_the_leader_alone_has_forgotten_parts_removed() -> None:
     group = Group()
     group.elect("n1")
     for address in MEMBERS:
-        group.cores[address].expire_parts()
-        group.cores[address].expire_parts()
+        group.cores[address].leader.expire_parts()
+        group.cores[address].leader.expire_parts()
     assert [item.kind for entry in group.log for item in decode_entry(entry).items] == [ItemKind.EXPIRE_PARTS]
 
 
@@ -745,7 +746,7 @@ def test_a_node_that_defers_does_not_ask_for_the_lease_twice() -> None:
     group.turns["n2"].defer(slow)
     second = group.take("n2", "second")
     group.deliver()
-    assert len(group.cores["n1"].sequencer) == 1
+    assert len(group.cores["n1"].leader.sequencer) == 1
     group.applied["n2"] = 1
     group.cores["n2"].tick()
     group.deliver()
@@ -765,7 +766,7 @@ def test_who_gives_up_while_it_is_deferred_leaves_the_queue() -> None:
     assert slow.wait(0) is None
     group.turns["n2"].leave(slow)
     group.deliver()
-    assert len(group.cores["n1"].sequencer) == 0
+    assert len(group.cores["n1"].leader.sequencer) == 0
     group.applied["n2"] = 1
     group.cores["n2"].tick()
     assert not group.wire or all(message["type"] == "node.progress" for _, _, message in group.wire)
@@ -782,4 +783,4 @@ def test_a_deferred_claim_is_made_anew_with_the_next_leader() -> None:
     group.elect("n3")
     group.deliver()
     assert slow.wait(0) == 1 and group.turns["n2"].holder is slow
-    assert len(group.cores["n1"].sequencer) == 0
+    assert len(group.cores["n1"].leader.sequencer) == 0
