@@ -183,7 +183,7 @@ class Author:
                         del savepoints[at:]
                 continue
             one = self.statement(spoken)
-            before = self.scratch.total_changes()
+            before = self.changes()
             try:
                 digest = result_digest(0, self.scratch.execute(one))
                 kept = traits(one.sql).verb != "SELECT"
@@ -193,7 +193,7 @@ class Author:
                     self.scratch.rollback()
                     return
                 digest = result_digest(error.code, None)
-                kept = self.scratch.total_changes() != before
+                kept = self.changes() != before
             if kept:
                 writes.append(one._replace(expect=digest))
         failing = self.scratch.deferred_violations() != 0
@@ -204,6 +204,9 @@ class Author:
         # then that replay differs, and it must be so everywhere.
         self.send(self.replica.next(*writes, low_water=1, base=base, pragmas=pragmas))
         event(f"interactive: {self.outcomes[-1].status.name}")
+
+    def changes(self) -> int:
+        return self.scratch._connection.counters.total_changes()
 
     def close(self) -> None:
         self.scratch.close()

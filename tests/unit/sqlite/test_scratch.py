@@ -101,16 +101,16 @@ def test_a_transaction_that_sqlite_ended_is_over(scratch: Scratch) -> None:
     scratch.rollback()
 
 
-def test_rows_that_a_failed_statement_kept_are_seen_in_total_changes(scratch: Scratch) -> None:
+def test_rows_that_a_failed_statement_kept_are_on_scratch_and_in_total_changes(scratch: Scratch) -> None:
     """OR FAIL: the statement belongs to the net writes although it failed."""
+    seen = "SELECT total_changes(), count(*) FROM t WHERE a = 5"
     scratch.begin({})
-    assert scratch.total_changes() == 0
     with pytest.raises(StatementError):
         scratch.execute(statement("INSERT OR FAIL INTO t(a) VALUES (5), (1)"))
-    assert scratch.total_changes() == 1
+    assert scratch.execute(statement(seen)).rows == [(1, 1)]
     scratch.rollback()
     scratch.begin({})
-    assert scratch.total_changes() == 0
+    assert scratch.execute(statement(seen)).rows == [(0, 0)]
     scratch.rollback()
 
 
