@@ -14,6 +14,7 @@ from ..exceptions import Error, HostLost, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
+from ..sqlite import forking
 from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Outcome, Status
 from ..sqlite.machine import StateMachine
@@ -442,10 +443,12 @@ class HostedNode:
     def _raft_config(self) -> RaftConfig:
         config = self.config
         tls = config.tls
+        log = config.folder / "log.sqlite3"
+        forking.remember(log)
         return RaftConfig(
             address=config.address,
             peers=config.peers,
-            log=config.folder / "log.sqlite3",
+            log=log,
             secret=config.secret,
             certificate=None if tls is None else tls.certificate,
             key=None if tls is None else tls.key,

@@ -93,6 +93,7 @@ def open_writer(
 
 def _open(path: Path, flags: int) -> Connection:
     forking.check()
+    forking.remember(path)
     with forking.opening:
         connection = Connection(str(path), flags=flags, vfs=clock.VFS_NAME, statementcachesize=_STATEMENT_CACHE)
         try:

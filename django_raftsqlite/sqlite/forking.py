@@ -4,8 +4,9 @@ Three things of SQLite's own go wrong in a child of a process that has a databas
 
 - SQLite keeps a record of each open file (device and inode) of the process: which POSIX locks the process holds, and
   the mapped -shm. A child has the records but none of the locks: it would read without a lock, and another process
-  could reset the WAL, or truncate the -shm, under it. So in a child every file is another one to SQLite: the device
-  numbers that it is told differ from the parent's.
+  could reset the WAL, or truncate the -shm, under it. So a child changes the inode in these records: SQLite no longer
+  finds them, and makes new ones. (Changing what fstat(2) tells SQLite would be a documented way, but a function of
+  Python's there waits for the interpreter lock while others, which have that, wait for SQLite's.)
 - A mutex that another thread held at the fork is never released in the child. The one that is often held guards the
   memory statistics, which are turned off; those of opening and closing are kept free by :data:`opening`. What is
   left is held for nanoseconds, and found by :func:`check`: an error in place of a child that hangs.
@@ -17,8 +18,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import apsw
 
@@ -33,8 +33,10 @@ opening = threading.RLock()
 MUTEX_PATIENCE = 5.0
 """Seconds after which a mutex that is held for nanoseconds is taken for one that is never released."""
 
+_paths: set[str] = set()
 _process = os.getpid()
 _checked = True
+_checking = threading.Lock()
 _thread = threading.local()
 
 
@@ -47,30 +49,39 @@ def inherited() -> bool:
 
 
 def check() -> None:
-    """In a forked child, before SQLite is used: raises OperationalError when a mutex was held at the fork.
+    """To be called before SQLite is used: makes a forked child ready for it.
 
     A database in memory takes the mutexes that any statement of another thread may have had: those of the page
     cache's statistics and of SQLite's random numbers. In a thread of its own, which is left alone if it does not
     come back.
+    Raises OperationalError when a mutex was held at the fork, or SQLite's records cannot be put right.
     """
     global _checked  # noqa: PLW0603 - once in each process
-    if _checked:
-        return
-    free = threading.Event()
+    done = threading.Event()
+    problems: list[BaseException] = []
 
     def take() -> None:
-        connection = apsw.Connection(":memory:")
-        connection.execute("CREATE TABLE t AS SELECT randomblob(8)")
-        connection.close()
-        free.set()
+        try:
+            connection = apsw.Connection(":memory:")
+            connection.execute("CREATE TABLE t AS SELECT randomblob(8)")
+            connection.close()
+            _forget_records()
+        except BaseException as error:
+            problems.append(error)
+        done.set()
 
-    threading.Thread(target=take, name="raftsqlite-forked", daemon=True).start()
-    if not free.wait(MUTEX_PATIENCE):
-        raise OperationalError(
-            f"this process ({os.getpid()}) was forked at a moment at which another thread was inside SQLite, and can "
-            "never use it: let it end and fork again, or fork before threads use the database"
-        )
-    _checked = True
+    with _checking:
+        if _checked:
+            return
+        threading.Thread(target=take, name="raftsqlite-forked", daemon=True).start()
+        if not done.wait(MUTEX_PATIENCE):
+            raise OperationalError(
+                f"this process ({os.getpid()}) was forked at a moment at which another thread was inside SQLite, and "
+                "can never use it: let it end and fork again, or fork before threads use the database"
+            )
+        if problems:
+            raise OperationalError(f"this process ({os.getpid()}) was forked, and {problems[0]}") from problems[0]
+        _checked = True
 
 
 def keep_for_ever(thing: object) -> None:
@@ -88,42 +99,50 @@ def _without_statistics() -> None:
             apsw.initialize()
 
 
-def _other_devices() -> Callable[[], None]:
-    """A function that makes SQLite take every file, from now on, for another one than before.
+def remember(path: Path) -> None:
+    """A database file is about to be opened: a child will find SQLite's record of it."""
+    _paths.add(str(path.absolute()))
 
-    Replaces the fstat(2) and stat(2) of SQLite's VFSes (https://sqlite.org/c3ref/vfs.html, xSetSystemCall) by ones
-    that change the device, which SQLite uses for telling files apart and for nothing else.
+
+def _forget_records() -> None:
+    """Make SQLite find none of the records that the parent has left.
+
+    A handle of the default VFS shows where the record is. It has device and inode at its beginning; that is looked at
+    before anything is changed.
     """
-    vfs = apsw.VFS("raftsqlite-forking", "")
-    generation = 0
+    hooks, apsw.connection_hooks[:] = apsw.connection_hooks[:], []
+    try:
+        for path in sorted(_paths):
+            try:
+                probe = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")
+            except apsw.CantOpenError:
+                continue  # it is gone, and so is what could be confused with it
+            keep_for_ever(probe)
+            file = ctypes.c_void_p()
+            probe.file_control("main", apsw.SQLITE_FCNTL_FILE_POINTER, ctypes.addressof(file))
+            record = _UnixFile.from_address(file.value or 0).inode
+            status = Path(path).stat()
+            if not record or (record[0].device, record[0].inode) != (status.st_dev & 0xFFFFFFFF, status.st_ino):
+                raise OperationalError("SQLite keeps what it inherited elsewhere than expected")
+            record[0].inode = 0  # no file has this one
+    finally:
+        apsw.connection_hooks[:] = hooks
 
-    def replacement(name: str, first: Any) -> tuple[str, Any]:
-        signature = ctypes.CFUNCTYPE(ctypes.c_int, first, ctypes.POINTER(ctypes.c_uint32), use_errno=True)
-        found = vfs.xGetSystemCall(name)
-        assert found is not None
-        original = signature(found)
 
-        def changed(file: Any, status: Any) -> int:
-            result: int = original(file, status)
-            if result == 0:
-                status[0] ^= generation  # struct stat begins with st_dev
-            return result
+class _Record(ctypes.Structure):
+    """The beginning of struct unixInodeInfo (os_unix.c), which is a struct unixFileId."""
 
-        return name, signature(changed)
+    _fields_ = [("device", ctypes.c_uint32), ("_rest", ctypes.c_uint32), ("inode", ctypes.c_uint64)]
 
-    calls = [replacement("fstat", ctypes.c_int), replacement("stat", ctypes.c_char_p)]
-    pointers = {name: ctypes.cast(call, ctypes.c_void_p).value or 0 for name, call in calls}
-    # SQLite goes on calling them while the interpreter ends.
-    keep_for_ever(calls)
-    keep_for_ever(vfs)
 
-    def advance() -> None:
-        nonlocal generation
-        generation += 1 << 16
-        for name, pointer in pointers.items():
-            vfs.xSetSystemCall(name, pointer)
+class _UnixFile(ctypes.Structure):
+    """The beginning of struct unixFile (os_unix.c)."""
 
-    return advance
+    _fields_ = [
+        ("_methods", ctypes.c_void_p),
+        ("_vfs", ctypes.c_void_p),
+        ("inode", ctypes.POINTER(_Record)),
+    ]
 
 
 def _before() -> None:
@@ -136,13 +155,12 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global opening, _checked, _process  # noqa: PLW0603 - a new process
+    global opening, _checked, _checking, _process  # noqa: PLW0603 - a new process
     _process = os.getpid()
     _checked = False
+    _checking = threading.Lock()
     opening = threading.RLock()
-    _take_files_for_others()
 
 
 _without_statistics()
-_take_files_for_others = _other_devices()
 os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

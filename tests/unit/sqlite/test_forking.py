@@ -225,6 +225,22 @@ def test_a_fork_does_not_wait_for_ever_for_a_thread_that_opens(monkeypatch: pyte
     forking.opening.release()
 
 
+def test_a_child_in_which_sqlite_cannot_be_put_right_opens_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its structures are looked at before anything is changed; another SQLite may have others."""
+    monkeypatch.setattr(forking._Record, "device", -1)
+
+    def check() -> None:
+        with pytest.raises(OperationalError, match="was forked, and SQLite keeps what it inherited elsewhere"):
+            open_reader(path, ())
+        with pytest.raises(OperationalError, match="was forked"):
+            open_reader(path, ())
+
+    in_child(check)
+    open_reader(path, ()).close()
+
+
 def test_what_is_kept_for_ever_is_not_collected_at_the_end_of_the_interpreter() -> None:
     code = """
 from django_raftsqlite.sqlite.forking import keep_for_ever
