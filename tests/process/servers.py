@@ -18,6 +18,9 @@ from typing import Any
 
 from .cluster import ROOT, TESTPROJECT, ClusterNode, Worker, free_ports, node_environment, wait_until
 
+DYING = 0.5
+"""Seconds that the kernel may take to end a killed process and to close its connections."""
+
 REQUEST_TIMEOUT = 20.0
 """Seconds; several times what a statement may wait (OPTIONS["timeout"])."""
 
@@ -167,7 +170,7 @@ class Clients:
     def check(self, worker: Worker, kills: Sequence[float] = ()) -> None:
         """What was acknowledged is there once, the rest at most once; what failed, failed with its worker.
 
-        ``worker`` reads what is there now.
+        ``worker`` reads what is there now; ``kills`` are the moments before the signals were sent.
         """
         texts = worker.call("texts", wait=60)
         balances = dict(worker.call("sql", query="select id, balance from ledger_account"))
@@ -182,7 +185,7 @@ class Clients:
             if not least <= balances[target] <= most or balances[source] + balances[target] != OPENING:
                 problems.append(f"account {target} got {balances[target]}, not {least} to {most}")
             for began, ended, error in answers.broken:
-                if not any(began <= kill <= ended for kill in kills):
+                if not any(began <= kill + DYING and kill <= ended for kill in kills):
                     problems.append(f"failed while no worker was killed: {error}")
         assert not problems, "\n".join(problems[:20])
 
