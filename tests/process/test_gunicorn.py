@@ -42,6 +42,11 @@ def host_of(node: ClusterNode) -> int | None:
     return None if status is None else int(status["host"]["pid"])
 
 
+def booted(server: Server) -> int:
+    """How many workers have started so far."""
+    return server.log.read_text().count("Booting")
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("size", [1, 3])
 def test_the_worker_that_hosts_the_node_may_be_killed_again_and_again(
@@ -70,7 +75,7 @@ def test_the_worker_that_hosts_the_node_may_be_killed_again_and_again(
         before = clients.done()
         wait_until("requests are answered", lambda: clients.done() > before + 20)
         # gunicorn itself may lose a SIGTERM that meets a worker while it starts.
-        wait_until("all workers work", lambda: server.log.read_text().count("Booting") == WORKERS + len(kills))
+        wait_until("all workers work", lambda: booted(server) == WORKERS + len(kills))
     finally:
         clients.stop()
     assert server.stop() == 0
@@ -107,10 +112,12 @@ def test_workers_may_be_killed_while_the_master_that_forks_them_hosts_the_node(
         for number in range(6):
             before = clients.done()
             wait_until("requests are answered", lambda before=before: clients.done() > before + 20)
+            # One that was killed is among the children until the master has noticed.
+            wait_until("all workers work", lambda: booted(server) == WORKERS + len(kills))
             assert host_of(node) == server.pid
             kills.append(time.monotonic())
             os.kill(server.children()[number % 2], signal.SIGKILL)
-        wait_until("all workers work", lambda: server.log.read_text().count("Booting") == WORKERS + len(kills))
+        wait_until("all workers work", lambda: booted(server) == WORKERS + len(kills))
         before = clients.done()
         wait_until("requests are answered", lambda: clients.done() > before + 20)
     finally:
@@ -132,7 +139,7 @@ def test_workers_may_be_replaced_all_the_time(node: ClusterNode, serve: Serve) -
 
         def replaced() -> bool:
             hosts.add(host_of(node))
-            return server.log.read_text().count("Booting") > 4 * WORKERS and len(hosts - {None}) > 3
+            return booted(server) > 4 * WORKERS and len(hosts - {None}) > 3
 
         wait_until("many workers and several hosts were replaced", replaced, 120)
     finally:
