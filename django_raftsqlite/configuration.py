@@ -35,6 +35,7 @@ OPTIONS = (
     "tls",
     "reads",
     "timeout",
+    "lease_timeout",
     "transaction_mode",
     "init_command",
     "functions",
@@ -51,6 +52,7 @@ _SQLITE3_OPTIONS = frozenset(
 _TLS_FILES = ("certificate", "key", "authority")
 SECRET_MINIMUM = 16
 ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
+LEASE_TIMEOUT_RANGE = (0.05, 60.0)
 TRANSACTION_BYTES_RANGE = (1024 * 1024, 1024 * 1024 * 1024)
 """The upper end is what one message between an attached process and its host holds."""
 WAL_LIMIT_RANGE = (1024 * 1024, 1024 * 1024 * 1024 * 1024)
@@ -134,6 +136,7 @@ class _Reader:
             # A test database is a group of its own: no peers, no ports, nothing fsynced, and a TestCase may
             # hold its transaction for minutes.
             address, peers, secret, tls = LOCALHOST, (LOCALHOST,), None, None
+        lease_timeout = self._seconds("lease_timeout", _DEFAULT["lease_timeout"], *LEASE_TIMEOUT_RANGE)
         node = NodeConfig(
             name=self._name(),
             address=address,
@@ -145,7 +148,7 @@ class _Reader:
             apply_timeout=self._seconds("apply_timeout", _DEFAULT["apply_timeout"]),
             max_transaction_bytes=self._bytes("max_transaction_bytes", TRANSACTION_BYTES_RANGE),
             wal_limit=self._bytes("wal_limit", WAL_LIMIT_RANGE),
-            lease_timeout=None if testing else _DEFAULT["lease_timeout"],
+            lease_timeout=None if testing else lease_timeout,
             mode=self._mode(),
             host=True if testing else self._host(),
             durable=not testing,

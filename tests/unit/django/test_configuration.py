@@ -61,6 +61,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
         settings(
             **group(
                 timeout=2,
+                lease_timeout=3,
                 election_timeout=0.8,
                 apply_timeout=7,
                 max_transaction_bytes=2**30,
@@ -76,7 +77,8 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     )
     node = configuration.node
     assert (node.address, node.peers, node.secret) == (PEERS[0], tuple(PEERS), SECRET)
-    assert (node.timeout, node.election_timeout, node.mode, node.host) == (2.0, 0.8, 0o660, False)
+    assert (node.timeout, node.lease_timeout, node.election_timeout) == (2.0, 3.0, 0.8)
+    assert (node.mode, node.host) == (0o660, False)
     assert (node.apply_timeout, node.max_transaction_bytes, node.wal_limit) == (7.0, 2**30, 2**20)
     assert node.registrars == (register_django_functions, not_callable_here)
     assert configuration.reads == "leader"
@@ -86,7 +88,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
 
 def test_none_is_the_default_of_every_option(settings: Any) -> None:
     names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
-    names += ["election_timeout", "apply_timeout", "max_transaction_bytes", "wal_limit", "mode", "host"]
+    names += ["lease_timeout", "election_timeout", "apply_timeout", "max_transaction_bytes", "wal_limit", "mode", "host"]
     assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
 
 
@@ -171,6 +173,9 @@ WRONG_OPTIONS = [
     ({"timeout": True}, '["timeout"]', "is True", "above 0"),
     ({"timeout": float("inf")}, '["timeout"]', "is inf", "above 0"),
     ({"timeout": float("nan")}, '["timeout"]', "is nan", "above 0"),
+    ({"lease_timeout": 0}, '["lease_timeout"]', "is 0, which is out of range", "from 0.05 to 60, such as 1."),
+    ({"lease_timeout": 61}, '["lease_timeout"]', "is 61, which is out of range", "from 0.05 to 60"),
+    ({"lease_timeout": "1"}, '["lease_timeout"]', "is '1'", "from 0.05 to 60"),
     ({"election_timeout": 0.01}, '["election_timeout"]', "out of range", "from 0.05 to 60, such as 0.4"),
     ({"election_timeout": 61}, '["election_timeout"]', "is 61, which is out of range", "from 0.05 to 60"),
     ({"apply_timeout": 0}, '["apply_timeout"]', "is 0, which is out of range", "above 0, such as 60"),
@@ -267,7 +272,7 @@ def test_all_problems_are_found_at_once(settings: Any) -> None:
 
 def test_a_test_database_is_a_group_of_one_whatever_the_options_say(settings: Any) -> None:
     """Nothing is fsynced, no port is opened, a TestCase may keep the write lease for minutes."""
-    settings_dict = {**settings(**group(host=False)), TEST: True}
+    settings_dict = {**settings(**group(host=False, lease_timeout=2)), TEST: True}
     node = configure("default", settings_dict).node
     assert (node.peers, node.secret, node.durable, node.lease_timeout, node.host) == (
         (LOCALHOST,),
