@@ -17,6 +17,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django_raftsqlite.configuration import Configuration, configure
 from django_raftsqlite.exceptions import HostLost, OperationalError
 from django_raftsqlite.management.status import has_leader, render
+from django_raftsqlite.management.systemd import notify
 from django_raftsqlite.node.api import NodeConfig
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.registry import attach_node, open_node
@@ -86,8 +87,9 @@ class Command(BaseCommand):
         try:
             self._serve(node, config, stop)
         finally:
+            self._notify("STOPPING=1")
             node.close()
-        self.stdout.write(f"stopped hosting {config.address}")
+        self._tell(f"stopped hosting {config.address}")
 
     def _serve(self, node: ProcessNode, config: NodeConfig, stop: threading.Event) -> None:
         waiting = hosting = False
@@ -99,15 +101,30 @@ class Command(BaseCommand):
             if not node.hosting:
                 # A guest of the process that hosts; when that one ends, the next status() takes over.
                 if not waiting:
-                    self.stdout.write(f"process {status['host']['pid']} hosts {config.address}: waiting to take over")
+                    self._ready(f"process {status['host']['pid']} hosts {config.address}: waiting to take over")
                 waiting = True
             else:
                 if not hosting:
-                    self.stdout.write(f"hosting {config.address} ({config.name})")
+                    self._ready(f"hosting {config.address} ({config.name})")
                 hosting = True
                 if status["role"] == "failed":
                     raise CommandError(f"the node stopped itself: {status['reason']}")
             stop.wait(POLL)
+
+    def _ready(self, text: str) -> None:
+        """Other processes can be started now; a leader may still be missing, since all members start like this."""
+        self._tell(text)
+        self._notify(f"READY=1\nSTATUS={text}")
+
+    def _tell(self, text: str) -> None:
+        self.stdout.write(text)
+        self.stdout.flush()  # a log is a pipe, and this process runs for long
+
+    def _notify(self, state: str) -> None:
+        try:
+            notify(state)
+        except OSError as error:
+            self.stderr.write(f"systemd was not told {state.splitlines()[0]} (NOTIFY_SOCKET): {error}")
 
 
 def configuration_of(alias: str) -> Configuration:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from django.db import connections
 from django_raftsqlite.client import DatabaseClient
 from django_raftsqlite.management.commands import raft, runcluster
 from django_raftsqlite.management.status import has_leader, render
+from django_raftsqlite.management.systemd import notify
 
 TESTPROJECT = Path(__file__).resolve().parents[3] / "testproject"
 DEADLINE = 30.0
@@ -72,8 +75,10 @@ class Manage:
 
     def __init__(self, data: Path, *arguments: str) -> None:
         self.lines: list[str] = []
+        # What `raft` says is seen at once, also in a pipe; print() in a shell is not.
+        unbuffered = [] if arguments[0] == "raft" else ["-u"]
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-W", "error", "manage.py", *arguments],
+            [sys.executable, *unbuffered, "-W", "error", "manage.py", *arguments],
             cwd=TESTPROJECT,
             env={**os.environ, "TESTPROJECT_DATA": str(data)},
             stdout=subprocess.PIPE,
@@ -249,6 +254,52 @@ def test_a_second_host_waits_and_takes_over(manage: Any) -> None:
     first.end(signal.SIGKILL)
     second.wait_for("hosting localhost (")
     assert second.end(signal.SIGTERM) == 0
+
+
+@pytest.fixture
+def service_manager(monkeypatch: Any) -> Iterator[socket.socket]:
+    """Where systemd would listen for what its services say."""
+    with (
+        tempfile.TemporaryDirectory(prefix="notify-") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
+    ):
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{folder}/notify")
+        listener.bind(f"{folder}/notify")
+        listener.settimeout(DEADLINE)
+        yield listener
+
+
+def test_systemd_is_told_when_the_node_is_ready_and_when_it_stops(manage: Any, service_manager: Any) -> None:
+    """Type=notify: a service that waits to take over is ready as well, else systemd would end it."""
+    first = manage("raft", "node")
+    assert service_manager.recv(1000).startswith(b"READY=1\nSTATUS=hosting localhost (")
+    second = manage("raft", "node")
+    waiting = f"READY=1\nSTATUS=process {first.process.pid} hosts localhost: waiting to take over"
+    assert service_manager.recv(1000) == waiting.encode()
+    assert second.end(signal.SIGTERM) == 0
+    assert service_manager.recv(1000) == b"STOPPING=1"
+    assert first.end(signal.SIGTERM) == 0
+    assert service_manager.recv(1000) == b"STOPPING=1"
+
+
+def test_a_service_manager_that_is_gone_does_not_keep_the_node_from_its_work(
+    manage: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    process = manage("raft", "node")
+    process.wait_for("systemd was not told READY=1 (NOTIFY_SOCKET): ")
+    assert process.end(signal.SIGTERM) == 0
+
+
+def test_an_abstract_socket_of_the_service_manager_is_found(monkeypatch: Any) -> None:
+    name = f"raftsqlite-notify-{os.getpid()}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(f"\0{name}")
+        notify("READY=1")
+        assert listener.recv(100) == b"READY=1"
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notify("READY=1")  # nobody asked
 
 
 def test_processes_share_the_node_of_the_one_that_hosts_it(manage: Any) -> None:
