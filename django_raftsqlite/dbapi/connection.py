@@ -58,7 +58,6 @@ class Connection:
         isolation_level: str | None = None,
         committed: Callable[[], None] | None = None,
     ) -> None:
-        self.unusable: Exception | None = None
         self.row_factory: Callable[[Cursor, tuple[Any, ...]], Any] | None = None
         self._readers = Readers(node.readers)
         self._executor = Executor(
@@ -73,6 +72,7 @@ class Connection:
         self.run = self._executor.run
         self.run_many = self._executor.run_many
         self.isolation_level = isolation_level
+        self.unusable: Exception | None = None  # the last one: what was made in part closes nothing
         _connections.add(self)
 
     # ---- PEP 249

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from django_raftsqlite.exceptions import (
     ProgrammingError,
     Unavailable,
 )
+from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.node.registry import close_node
 from tests.support.direct_node import DirectNode
 from tests.support.forks import in_child
 
@@ -278,6 +282,21 @@ def test_an_init_command_of_a_usual_kind_is_accepted(connection: dbapi.Connectio
         connection.execute(command)
     with pytest.raises(NotSupportedError, match="journal_mode"):
         connection.execute("PRAGMA journal_mode=DELETE")
+
+
+def test_a_connection_that_cannot_be_made_raises_nothing_but_the_reason(tmp_path: Path) -> None:
+    """What was half made is collected in silence."""
+    config = NodeConfig(tmp_path / "db.sqlite3", "localhost", ("localhost",), timeout=0.1, host=False)
+    ignored: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, ignored.append
+    try:
+        with pytest.raises(OperationalError, match="raft node"):
+            dbapi.connect(config)
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+        close_node(config.name)
+    assert [raised.exc_value for raised in ignored] == []
 
 
 def test_an_error_of_the_group_is_raised_as_it_is(db: dbapi.Connection, node: DirectNode) -> None:
