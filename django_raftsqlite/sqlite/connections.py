@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ import apsw
 
 from . import clock, forking
 from .functions import FunctionRegistry, Registrar, StatementCounters, register
+
+logger = logging.getLogger("django_raftsqlite.sqlite")
 
 BUSY_TIMEOUT_MS = 5000
 """How long a statement waits for a lock of SQLite's. Nothing of ours holds one for long: this covers recovery."""
@@ -45,8 +48,16 @@ class Connection(apsw.Connection):
     classified: dict[str, Any]
 
     def close(self, force: bool = False) -> None:
+        """Close it. Raises apsw.Error only when it is still open then."""
         with forking.opening:
-            super().close(force)
+            try:
+                super().close(force)
+            except apsw.Error as error:
+                # On a full disk, say: SQLite cannot write what it would have tidied up, and has closed the file.
+                with suppress(apsw.ConnectionClosedError):
+                    self.get_autocommit()
+                    raise
+                logger.warning("a database connection was closed with an error: %s", error)
 
 
 # Classifications are shared by all connections with the same registrars: they depend on the text and on them.

@@ -43,6 +43,10 @@ class SmallDisk:
         finally:
             os.close(descriptor)
 
+    def make_room(self) -> None:
+        """Give it much more space."""
+        subprocess.run(["mount", "-o", "remount,size=64m", str(self.folder)], check=True)
+
     def unmount(self) -> None:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
@@ -100,7 +104,7 @@ def test_a_node_whose_log_is_full_stops_and_says_why_while_the_others_go_on(
 
     victim.stop()
     disk.filler.unlink()
-    subprocess.run(["mount", "-o", "remount,size=64m", str(disk.folder)], check=True)
+    disk.make_room()
     victim.start()
     cluster.converge()
     texts_there = victim.call("texts")
@@ -108,6 +112,33 @@ def test_a_node_whose_log_is_full_stops_and_says_why_while_the_others_go_on(
     victim.call("create", text="it writes again")
     cluster.converge()
     check_files(cluster.nodes)
+
+
+def test_a_node_whose_whole_disk_is_full_stops_and_ends_cleanly(new_cluster: NewCluster) -> None:
+    """The file and its WAL too: nothing is acknowledged any more, and its process ends without a traceback."""
+    node = new_cluster(1)[0]
+    disk = SmallDisk(node.folder / "small")
+    node.name = disk.folder / "db.sqlite3"
+    node.settings["NAME"] = str(node.name)
+    acknowledged = 0
+    try:
+        node.start()
+        node.call("migrate", wait=60)
+        with pytest.raises(RemoteError) as refused:
+            for number in range(10_000):
+                node.call("create", text=f"{number} " + "x" * 1000)
+                acknowledged += 1
+        assert refused.value.kind in ("Unavailable", "CommitOutcomeUnknown"), refused.value
+        assert node.stop() == 0
+        assert "atexit" not in node.log.read_text()
+        disk.make_room()
+        node.start()
+        assert acknowledged <= len(node.call("texts")) <= acknowledged + 1
+        node.call("create", text="it writes again")
+        assert node.stop() == 0
+    finally:
+        node.destroy()
+        disk.unmount()
 
 
 def make(cluster: Cluster, victim: ClusterNode, place: str) -> None:
