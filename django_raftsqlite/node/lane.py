@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import apsw
+
 from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Status, decode_transaction, result_digest
-from ..sqlite.errors import StatementError
+from ..sqlite.errors import NodeFault, StatementError
 from ..sqlite.scratch import Scratch
 from .api import LeaseLost, Moved
 from .requests import Request
@@ -78,7 +80,7 @@ class ScratchLane:
             with self._busy(turn):
                 while True:
                     turn.moved = False
-                    base = None if self._applying else self._stack(pragmas)
+                    base = None if self._applying else self._stack_unless_interrupted(pragmas)
                     if base is not None:
                         return base
                     self._scratch.rollback()
@@ -99,7 +101,9 @@ class ScratchLane:
                 try:
                     results.append(self._scratch.execute(statement))
                 except StatementError as error:
-                    if turn.lost is not None or turn.moved:  # it was interrupted
+                    if error.code & 0xFF == apsw.SQLITE_INTERRUPT:
+                        self._scratch_back()
+                    if turn.lost is not None or turn.moved:
                         self._check(turn)
                     results.append(error)
                     if not self._scratch.in_transaction:
@@ -142,7 +146,7 @@ class ScratchLane:
             with self._preempting():
                 if any(committing.request == request for committing in self._committing):
                     self._committing = []
-                    self._settled.notify_all()
+                self._settled.notify_all()  # also whoever was interrupted for nothing
 
     def interrupt(self, turn: Turn) -> None:
         """Its lease is gone (``lost`` says why): stop its running statement. Does not wait; any thread."""
@@ -193,6 +197,17 @@ class ScratchLane:
             self._committing = kept
 
     # Under the mutex --------------------------------------------------------------------------------------
+
+    def _stack_unless_interrupted(self, pragmas: Mapping[str, int]) -> Base | None:
+        # Who interrupts is waiting for the mutex, has it next, and tells when it is done.
+        try:
+            return self._stack(pragmas)
+        except apsw.InterruptError:
+            return None
+        except NodeFault as fault:
+            if isinstance(fault.__cause__, apsw.InterruptError):
+                return None
+            raise
 
     def _stack(self, pragmas: Mapping[str, int]) -> Base | None:
         """Begin at the newest state, with all that is being committed on top; None where that can't be done yet."""
@@ -251,7 +266,12 @@ class ScratchLane:
                 turn.lost = turn.lost or "its place was taken"
             self._check(turn)
             with self._busy(turn):
-                yield
+                try:
+                    yield
+                except apsw.InterruptError:
+                    # Also one that was meant for the statement before: the transaction is run again.
+                    self._scratch_back()
+                    self._check(turn)
 
     @contextmanager
     def _busy(self, turn: Turn) -> Iterator[None]:
