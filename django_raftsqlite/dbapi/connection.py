@@ -69,10 +69,10 @@ class Connection:
             committed=committed,
         )
         self.lock = self._readers.lock
+        self.unusable: Exception | None = None  # from here on it can be closed, and is when it is collected
         self.run = self._executor.run
         self.run_many = self._executor.run_many
         self.isolation_level = isolation_level
-        self.unusable: Exception | None = None  # the last one: what was made in part closes nothing
         _connections.add(self)
 
     # ---- PEP 249
