@@ -72,6 +72,7 @@ class Connection:
         self.unusable: Exception | None = None  # from here on it can be closed, and is when it is collected
         self.run = self._executor.run
         self.run_many = self._executor.run_many
+        self.unusable: Exception | None = None  # from here on; what was made in part closes nothing
         self.isolation_level = isolation_level
         _connections.add(self)
 
