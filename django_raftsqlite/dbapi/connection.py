@@ -69,10 +69,9 @@ class Connection:
             committed=committed,
         )
         self.lock = self._readers.lock
-        self.unusable: Exception | None = None  # from here on it can be closed, and is when it is collected
+        self.unusable: Exception | None = None  # from here on; what was made in part closes nothing
         self.run = self._executor.run
         self.run_many = self._executor.run_many
-        self.unusable: Exception | None = None  # from here on; what was made in part closes nothing
         self.isolation_level = isolation_level
         _connections.add(self)
 
