@@ -47,6 +47,7 @@ class RaftView:
     ``role`` is "leader", "follower", "candidate" or "failed"; ``leader`` an address or None; ``commit_index`` and
     ``last_index`` are log indexes. ``connected`` are the peers with a live session. ``match`` (leader only) maps a
     peer to the last log index known to be on its disk. ``established``: leader whose term's no-op is committed.
+    ``first_index``: where the log begins. ``behind`` (leader only): peers that lack entries which it no longer holds.
     """
 
     role: str
@@ -58,3 +59,5 @@ class RaftView:
     match: dict[str, int]
     established: bool = False
     reason: str | None = None
+    first_index: int = 1
+    behind: frozenset[str] = frozenset()

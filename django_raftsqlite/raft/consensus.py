@@ -36,6 +36,14 @@ APPLY_PER_TICK = 2048
 """Entries handed to the state machine in one tick at most, so that a backlog costs no heartbeat (audit R15)."""
 
 
+_INSTALLING = "installing"
+"""Key of the log's note that the state machine is taking a snapshot: where it ends, as :func:`_place` has it."""
+
+
+def _place(index: int, term: int | None) -> bytes:
+    return f"{index} {term}".encode()
+
+
 def check_library(version: str, source: bytes) -> None:
     """Raise ImportError unless this is exactly the pysyncobj whose private names and handler order we know."""
     digest = hashlib.sha256(source).hexdigest()
@@ -87,12 +95,14 @@ class _NoPoller:
 class _Progress:
     """What is under way to one peer (leader only).
 
-    ``probing``: it is not known where the peer's log ends, so one batch at a time is risked.
+    ``probing``: it is not known where the peer's log ends, so one batch at a time is risked. ``behind``: it said
+    that it lacks entries which this log no longer holds.
     """
 
-    __slots__ = ("in_flight", "in_flight_bytes", "probing")
+    __slots__ = ("behind", "in_flight", "in_flight_bytes", "probing")
 
     def __init__(self) -> None:
+        self.behind = False
         self.restart()
 
     def restart(self) -> None:
@@ -131,6 +141,9 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
     ``may_campaign`` says whether an election may begin when its deadline has passed.
 
+    ``applied`` and ``applied_term`` are the entry up to which the state machine's file is; the term None if it cannot
+    say (then it never installed a snapshot).
+
     Used by one thread. Invariants: ``applied <= commit_index <= last_index``; the commit index counts this member
     only for what is on its disk, because the caller syncs the log before every tick (audit R10).
     """
@@ -144,6 +157,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
         on_commit: Callable[[int, int, bytes], None],
         applied: int,
         room: Callable[[], bool],
+        applied_term: int | None = None,
     ) -> None:
         self.log = log
         self.apply_fault: str | None = None
@@ -177,19 +191,30 @@ class Consensus(SyncObj):  # type: ignore[misc]
         super().__init__(_Member(config.address), list(self._nodes.values()), conf, transport=self._outlet)
         conf.appendEntriesUseBatch = False
         self._poller = _NoPoller()
-        self._restore(applied)
+        self._restore(applied, applied_term)
         if not self._nodes:
             self.election_deadline = float("-inf")
 
-    def _restore(self, applied: int) -> None:
+    def _restore(self, applied: int, applied_term: int | None) -> None:
         """Take the persistent state from the log instead of the memory journal of the constructor."""
         log = self.log
         if len(log) == 0 and applied == 0:
             log.add(NO_OP, 1, 0)
-        if not log.first_index - 1 <= applied <= log.last_index:
+        installing = log.get_meta(_INSTALLING)
+        if installing:
+            # The process ended while a snapshot was installed; the file is either as before or as after.
+            if installing == _place(applied, applied_term) and log.term_at(applied) != applied_term:
+                log.restart(applied, applied_term or 0)
+            log.set_meta(_INSTALLING, b"")
+        if applied > log.last_index or (applied < log.first_index and (applied, log.first_index) != (0, 1)):
             raise LogFault(
                 f"the database has applied entries up to {applied}, but the Raft log {log.path} holds "
                 f"{log.first_index} to {log.last_index}: they do not belong together"
+            )
+        if applied and applied_term is not None and log.term_at(applied) != applied_term:
+            raise LogFault(
+                f"the database has applied entry {applied} of term {applied_term}, which the Raft log {log.path} "
+                f"holds with term {log.term_at(applied)}: they do not belong together"
             )
         log.setRaftCommitIndex(applied)
         self._SyncObj__raftLog = log
@@ -245,6 +270,10 @@ class Consensus(SyncObj):  # type: ignore[misc]
     def match(self, peer: str) -> int:
         """The last index known to be on a peer's disk; 0 on a member that does not lead."""
         return int(self._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)) if self.is_leader else 0
+
+    def behind(self, peer: str) -> bool:
+        """Leader only: the peer lacks entries that this log no longer holds."""
+        return self.is_leader and self._progress[peer].behind
 
     @property
     def established(self) -> bool:
@@ -324,6 +353,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self.log.add(REGULAR + payload, index, term)
         told = self.commit_index
         for peer, progress in self._progress.items():
+            if progress.behind:
+                continue
             if progress.open:
                 self._send_entries(peer)
             else:
@@ -353,14 +384,45 @@ class Consensus(SyncObj):  # type: ignore[misc]
         node, progress, next_index = self._nodes[peer], self._progress[peer], self._SyncObj__raftNextIndex
         if message["reset"]:
             progress.restart()
-            self._send_entries(peer)
+            known, progress.behind = progress.behind, 1 < self.log.first_index >= next_index[node]
+            # The beginning of the log is tried once, and then with each heartbeat.
+            if not (known and progress.behind):
+                self._send_entries(peer)
         elif message["success"]:
+            progress.behind = False
             progress.acknowledged(message["next_node_idx"] - 1)
             # It takes an acknowledgement for the end of what was sent, and would send the rest again.
             if progress.in_flight:
                 next_index[node] = max(next_index[node], progress.in_flight[-1][0] + 1)
             if next_index[node] <= self.last_index:
                 self._send_entries(peer)
+
+    def begin_install(self, index: int, term: int) -> bool:
+        """The state machine is about to take the state after entry ``index`` of ``term`` from a member; False when
+        that is not newer than what was handed to it.
+
+        Durable after the next sync of the log, before which the file must not be touched. Nothing may be handed over
+        until :meth:`installed`.
+        """
+        if index <= self.applied or self.is_leader:
+            return False
+        self.log.set_meta(_INSTALLING, _place(index, term))
+        return True
+
+    def installed(self, index: int, term: int) -> None:
+        """The state after that entry is on the state machine's disk: the log goes on from there (audit R4, R6)."""
+        log = self.log
+        held = log.term_at(index)
+        if held != term:
+            if index <= self.commit_index and held is not None:
+                raise LogFault(
+                    f"entry {index} is committed here with term {held}, a snapshot says {term}: the group has forked"
+                )
+            log.restart(index, term)
+        log.set_meta(_INSTALLING, b"")
+        log.setRaftCommitIndex(index)
+        self._SyncObj__raftCommitIndex = max(self.commit_index, index)
+        self._SyncObj__raftLastApplied = max(self.applied, index)
 
     def transfer(self, peer: str | None = None) -> bool:
         """Leader only: ask a peer, or the most caught-up one, to take over (Raft thesis section 3.10)."""
@@ -376,8 +438,9 @@ class Consensus(SyncObj):  # type: ignore[misc]
         return self.may_campaign
 
     def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802, RUF100
-        for peer in self._progress:
-            self._progress[peer].restart()
+        for progress in self._progress.values():
+            progress.restart()
+            progress.behind = False
         super()._SyncObj__onBecomeLeader()
         # A group of one counts its commit index later in this same tick (audit R22).
         self.log.sync()
@@ -401,12 +464,13 @@ class Consensus(SyncObj):  # type: ignore[misc]
         ``quiet``: without entries it is to tell the commit index alone, and wants no answer.
         """
         node, progress = self._nodes[peer], self._progress[peer]
-        if node not in self._SyncObj__connectedNodes:
+        if node not in self._SyncObj__connectedNodes or (quiet and progress.behind):
             return
         while True:
-            # Entry 1 is on every member, so there is always an entry before.
+            # The log begins with an entry that is committed, so there is always an entry before.
             start = max(self._SyncObj__raftNextIndex[node], self.log.first_index + 1)
-            entries = self.log.batch(start, BATCH_BYTES, BATCH_ENTRIES) if progress.open else []
+            wanted = progress.open and not progress.behind
+            entries = self.log.batch(start, BATCH_BYTES, BATCH_ENTRIES) if wanted else []
             sent = self._outlet.send(
                 node,
                 {

@@ -61,11 +61,13 @@ class RaftDriver:
         on_message: Callable[[str, dict[str, Any]], None],
         on_view: Callable[[RaftView], None],
         room: Callable[[], bool] | None = None,
+        applied_term: int | None = None,
         facts: Mapping[str, str] | None = None,
         name: str = "",
     ) -> None:
         self.config = config
         self._applied = applied
+        self._applied_term = applied_term
         self._on_commit = on_commit
         self._on_message = on_message
         self._on_view = on_view
@@ -87,6 +89,7 @@ class RaftDriver:
         self._settle_wanted = False
         self._commit_untold = False
         self._stopping = False
+        self._cut_at = 0
         self._failed: RaftView | None = None
         self._closing_transport: asyncio.Task[None] | None = None
         self._told: tuple[Any, ...] | None = None
@@ -173,6 +176,37 @@ class RaftDriver:
             raise ValueError(f"an application message has a type of its own, not {message.get('type')!r}")
         return self._transport is not None and self._failed is None and self._transport.send(peer, message)
 
+    def compact(self, index: int) -> None:
+        """Let the log begin at ``index``, from tick to tick. The state after it is on the disk for good."""
+        self._cut_at = max(self._cut_at, index)
+
+    @property
+    def log_bytes(self) -> int:
+        """What the log's entries take up on the disk; 0 when there is no log to be looked at."""
+        log = self._log
+        return 0 if log is None or log.fault is not None else log.used_bytes
+
+    def index_beyond(self, size: int) -> int:
+        """Where the log is to begin so that at least ``size`` bytes of it go."""
+        assert self._log is not None
+        return self._log.index_beyond(size)
+
+    def begin_install(self, index: int, term: int) -> bool:
+        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow."""
+        begun: list[bool] = []
+        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term)))
+        return begun == [True]
+
+    def installed(self, index: int, term: int) -> None:
+        """See :meth:`Replica.installed`."""
+        self._with_replica(lambda replica: replica.installed(index, term))
+        self._want_settle()
+
+    def install_failed(self) -> None:
+        """See :meth:`Replica.install_failed`."""
+        self._with_replica(lambda replica: replica.install_failed())
+        self._want_settle()
+
     def prefer(self, willing: frozenset[str]) -> None:
         """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
         self._with_replica(lambda replica: replica.prefer(willing))
@@ -217,6 +251,7 @@ class RaftDriver:
             send=self._transport.send if self._transport is not None else _nowhere,
             on_commit=self._on_entry,
             applied=self._applied,
+            applied_term=self._applied_term,
             room=self._room,
         )
         if self._transport is not None:
@@ -316,8 +351,13 @@ class RaftDriver:
         self._forgive_stall()
         self._due = self.loop.time() + self._interval
         self._timer = self.loop.call_at(self._due, self._tick)
+        self._with_replica(self._cut)
         self._with_replica(lambda replica: replica.tick())
         self._settle()
+
+    def _cut(self, replica: Replica) -> None:
+        if replica.first_index < self._cut_at:
+            replica.compact(self._cut_at)
 
     def _forgive_stall(self) -> None:
         """Audit R15: a loop that stood still says so before anything else looks at the time."""

@@ -38,6 +38,10 @@ class State(Protocol):
     @property
     def commit_index(self) -> int: ...
     @property
+    def first_index(self) -> int:
+        """Where the log begins; what was before it is applied, and on the disk as such."""
+
+    @property
     def last_index(self) -> int: ...
     @property
     def seq(self) -> int:
@@ -231,6 +235,7 @@ def _without_what_is_held(message: Message, state: State) -> Message:
     Raft paper section 5.3); and all up to the commit index is in the log of whoever leads (Leader Completeness).
     pysyncobj calls an overlap a truncation (audit R2).
     """
+    _without_what_was_compacted(message, state)
     prev, entries = message["prevLogIdx"], message["entries"]
     if prev >= state.last_index or state.term_at(prev) != message["prevLogTerm"]:
         return message
@@ -246,3 +251,22 @@ def _without_what_is_held(message: Message, state: State) -> Message:
     if not entries and prev < state.commit_index:
         message["prevLogIdx"], message["prevLogTerm"] = state.commit_index, state.term_at(state.commit_index)
     return message
+
+
+def _without_what_was_compacted(message: Message, state: State) -> None:
+    """Move an append_entries that begins before this log does to its beginning, or behind what is committed.
+
+    What was compacted is committed, so it is in the log of whoever leads (Leader Completeness) and need not be
+    compared.
+    """
+    first, prev, entries = state.first_index, message["prevLogIdx"], message["entries"]
+    if prev >= first:
+        return
+    skipped, rest = entries[: first - prev], entries[first - prev :]
+    if prev + len(skipped) < first:
+        message["prevLogIdx"], message["prevLogTerm"] = state.commit_index, state.term_at(state.commit_index)
+        message["entries"] = []
+        return
+    if skipped[-1][2] != state.term_at(first):
+        raise ProtocolViolation(f"append_entries: another entry {first} than the one that is committed here")
+    message["prevLogIdx"], message["prevLogTerm"], message["entries"] = first, skipped[-1][2], rest

@@ -23,6 +23,10 @@ _APPLICATION_ID = 0x52665371
 _FORMAT = 1
 _BLOCK_ENTRIES = 64
 _BLOCK_BYTES = 1024 * 1024
+_CUT_ENTRIES = 512
+_CUT_BYTES = 1024 * 1024
+"""What :meth:`RaftLog.compact` drops at once, so that it keeps no heartbeat waiting."""
+_ROW_BYTES = 16  # that an entry takes up besides its command
 _HEADER = struct.Struct("<qq")
 
 _SCHEMA = """
@@ -77,7 +81,8 @@ class RaftLog(Journal):  # type: ignore[misc]
     (``synchronous=FULL``). Until then nothing of it may be promised to anybody. ``path`` is created with ``mode``
     whatever the umask, and locked against other processes as long as it is open. ``durable`` False fsyncs nothing.
 
-    Invariants: indexes are contiguous from ``first_index`` to ``last_index``; an entry at or below the commit
+    Invariants: indexes are contiguous from ``first_index`` to ``last_index``; the entry ``first_index`` is part of
+    the state machine's state, or the first of all, and only its term is of use; an entry at or below the commit
     index is never replaced; ``durable_index <= last_index``; the newest entries, at most ``tail_bytes`` and
     ``tail_entries`` of them, are in memory, all others are read from the file and checked against their checksum.
 
@@ -177,7 +182,8 @@ class RaftLog(Journal):  # type: ignore[misc]
                 return
             held = self.entry(idx)
             if held[2] == term:
-                if held[0] != command:
+                # Of the first entry a snapshot keeps place and term alone.
+                if held[0] != command and idx > self.first_index:
                     raise self._fail(f"two different entries {idx} of term {term}: the group has forked")
                 return
             if idx <= self._commit:
@@ -253,12 +259,76 @@ class RaftLog(Journal):  # type: ignore[misc]
         """Nothing: pysyncobj asks for it on every overlap, conflict or not (audit R2); :meth:`add` decides."""
 
     def deleteEntriesTo(self, entryTo: int) -> None:  # noqa: N802, N803, RUF100
-        """Not in this release: the log is not compacted."""
-        raise NotImplementedError("the log is not compacted")
+        """Never: pysyncobj does not know what the state machine has on its disk; :meth:`compact` is told."""
+        raise NotImplementedError("the log is compacted with compact()")
 
     def clear(self) -> None:
         """Never: an acknowledged entry may be lost with it (audit R4, R6)."""
         raise NotImplementedError("the log is never cleared")
+
+    # Compaction
+
+    def compact(self, index: int) -> None:
+        """Let the log begin at ``index``, whose entry stays as the one before all others; a part of the way.
+
+        Bounded work: to be called again until ``first_index`` is there. The caller has the state after ``index`` on
+        its disk, whatever happens to the machine (Raft paper section 7). Durable after the next :meth:`sync`.
+        """
+        if index <= self.first_index:
+            return
+        if index > self._commit:
+            raise self._fail(f"the log was to be cut at {index}, but only {self._commit} is known to be committed")
+        rows = self._execute(
+            "SELECT idx, length(command) FROM entry WHERE idx < ? ORDER BY idx LIMIT ?", (index, _CUT_ENTRIES)
+        )
+        size, first = 0, self.first_index
+        for found, length in rows:
+            if size > _CUT_BYTES:
+                break
+            size, first = size + length, found + 1
+        self._begin()
+        self._write("DELETE FROM entry WHERE idx < ?", (first,))
+        self._begin_at(first)
+        for gone in range(self._tail_first, min(first, self.last_index)):
+            self._tail_size -= len(self._tail.pop(gone)[0])
+            self._tail_first = gone + 1
+
+    def restart(self, index: int, term: int) -> None:
+        """Hold nothing but the place where a snapshot ends: all entries go, also those after it.
+
+        Right only where the log lacks the entry ``index`` of ``term``: then what it holds after it is of another
+        history (Raft paper figure 13). Durable after the next :meth:`sync`.
+        """
+        self._begin()
+        self._write("DELETE FROM entry", ())
+        command = b"\x01"
+        self._write("INSERT INTO entry VALUES (?, ?, ?, ?)", (index, term, _checksum(command, index, term), command))
+        self._begin_at(index)
+        self._tail, self._tail_size, self._block = {}, 0, []
+        self.last_index = index
+        self.durable_index = index - 1
+        self._commit = max(self._commit, index)
+        self._remember((command, index, term))
+
+    def _begin_at(self, index: int) -> None:
+        self.set_meta("first_index", b"%d" % index)
+        self.first_index = index
+
+    @property
+    def used_bytes(self) -> int:
+        """What the entries take up in the file; the file itself does not shrink, but is used again."""
+        (pages,), (free,), (size,) = (
+            self._execute(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def index_beyond(self, size: int) -> int:
+        """The first index such that the entries before it have ``size`` bytes; the last one if all have less."""
+        for index, length in self._check().execute("SELECT idx, length(command) FROM entry ORDER BY idx"):
+            if size <= 0:
+                return int(index)
+            size -= length + _ROW_BYTES
+        return self.last_index
 
     # Term, vote, commit index
 

@@ -25,8 +25,9 @@ class Replica:
     ``send(peer, message)`` takes a dict of msgpack-able plain types and says whether the peer has a session that
     took it; it must not call back. Messages of one session arrive in order and at most once, and none of an earlier
     session arrives after a later one began (audit T1). ``on_commit(index, term, payload)`` gets every index once, in
-    order, from ``applied + 1`` on; an empty payload is an entry of Raft's own, which only moves the applied index. It
-    must not raise and must not call back. ``room()`` False holds back what is committed.
+    order, from ``applied + 1`` on, but for those that an installed snapshot has; an empty payload is an entry of
+    Raft's own, which only moves the applied index. It must not raise and must not call back. ``room()`` False holds
+    back what is committed.
 
     Nothing that promises durability leaves before the log is synced: replies, votes and requests for votes are held
     until the next :meth:`flush` or :meth:`tick` (audit R10). Entries of a leader leave at once, so that all disks
@@ -45,6 +46,7 @@ class Replica:
         on_commit: Callable[[int, int, bytes], None],
         applied: int,
         room: Callable[[], bool] | None = None,
+        applied_term: int | None = None,
     ) -> None:
         self.config = config
         self.log = log
@@ -68,8 +70,15 @@ class Replica:
         self._work = True
         self._last_tick: float | None = None
         self._grace_given = False
+        self._installing = False
         self._raft = Consensus(
-            config, log, send=self._send, on_commit=on_commit, applied=applied, room=room or (lambda: True)
+            config,
+            log,
+            send=self._send,
+            on_commit=on_commit,
+            applied=applied,
+            applied_term=applied_term,
+            room=lambda: not self._installing and (room is None or room()),
         )
 
     # What the filter and the driver look at
@@ -93,6 +102,11 @@ class Replica:
     def commit_index(self) -> int:
         """Entries up to here are committed, as far as this member knows."""
         return self._raft.commit_index
+
+    @property
+    def first_index(self) -> int:
+        """Where the log begins."""
+        return self.log.first_index
 
     @property
     def last_index(self) -> int:
@@ -149,6 +163,8 @@ class Replica:
             match={peer: raft.match(peer) for peer in self._others} if raft.is_leader else {},
             established=established,
             reason=self.log.fault or raft.apply_fault,
+            first_index=self.log.first_index,
+            behind=frozenset(peer for peer in self._others if raft.behind(peer)),
         )
 
     # Sessions
@@ -375,6 +391,34 @@ class Replica:
                 "last_log_term": self.term_at(self.last_index),
             }
             self._send(peer, question)
+
+    # Snapshots
+
+    def compact(self, index: int) -> None:
+        """See :meth:`RaftLog.compact`."""
+        self.log.compact(index)
+
+    def begin_install(self, index: int, term: int) -> bool:
+        """The state machine is about to take the state after entry ``index`` of ``term``, as a member has sent it.
+
+        False: it is not newer than what was handed over, and must not be taken (audit R4). True: the log remembers it
+        durably, and nothing is handed over before :meth:`installed` or :meth:`install_failed`.
+        """
+        if self._installing or not self._raft.begin_install(index, term):
+            return False
+        self.log.sync()
+        self._installing = True
+        return True
+
+    def installed(self, index: int, term: int) -> None:
+        """That state is on the state machine's disk: what is handed over goes on behind it."""
+        self._raft.installed(index, term)
+        self.install_failed()
+
+    def install_failed(self) -> None:
+        """The state machine's file is as before: what is handed over goes on."""
+        self._installing = False
+        self._work = True
 
     # Leader's services
 

@@ -30,6 +30,7 @@ class Schedule:
         self.count = 0
         self.proposed: dict[tuple[int, int], bytes] = {}
         self.reads = 0
+        self.snapshots = 0
         slow, fast = (0.005, 0.06), (0.0005, 0.003)
         simulation.delay = slow if self.random.random() < 0.3 else fast
         self.size = self.random.choice([20, 2000])
@@ -50,6 +51,9 @@ class Schedule:
             (3, self.apply_slowly),
             (3, self.keep_state),
             (2, self.change_host),
+            (4, self.compact),
+            (6, self.send_snapshots),
+            (1, self.send_any_snapshot),
             (3, self.hear_who_is_willing),
         ]
 
@@ -128,6 +132,22 @@ class Schedule:
         member = self.simulation.members[address]
         member.kept = len(member.state)
 
+    def compact(self, address: str) -> None:
+        """All that is applied is on the disk from here on, and the log begins there."""
+        self.keep_state(address)
+        self.simulation.compact(address)
+
+    def send_snapshots(self, address: str) -> None:
+        """To all members that need one, from whoever believes to lead."""
+        for member in list(self.simulation.members.values()):
+            if member.replica is not None:
+                for peer in member.replica.view.behind:
+                    self.snapshots += self.simulation.snapshot(member.address, peer)
+
+    def send_any_snapshot(self, address: str) -> None:
+        """Also to one that does not need it, or has asked an earlier leader for it."""
+        self.snapshots += self.simulation.snapshot(*self.random.sample(self.simulation.addresses, 2))
+
     def change_host(self, address: str) -> None:
         """From its next start on another process hosts it, which may be one that leaves leading to others."""
         member = self.simulation.members[address]
@@ -151,7 +171,13 @@ class Schedule:
         simulation.elect()
         position = simulation.propose(b"the end")
         assert position is not None
-        simulation.run_until(lambda: all(len(m.state) >= position[0] for m in simulation.members.values()))
+
+        def everywhere() -> bool:
+            self.send_snapshots("")
+            self.restart("")
+            return all(len(m.state) >= position[0] for m in simulation.members.values())
+
+        simulation.run_until(everywhere)
         states = [member.state[: position[0]] for member in simulation.members.values()]
         assert all(state == states[0] for state in states), f"seed {simulation.seed}"
         for (term, index), payload in self.proposed.items():
@@ -182,3 +208,4 @@ def test_safety_holds_under_random_faults_and_the_group_recovers(
             schedule.step()
         schedule.recover()
         assert schedule.proposed, "the schedule tested nothing"
+        print(f"{schedule.count} proposed, {schedule.snapshots} snapshots")

@@ -70,6 +70,7 @@ class Member:
             send=self._send,
             on_commit=self._on_commit,
             applied=len(self.state),
+            applied_term=self.state[-1][0] if self.state else 0,
             room=lambda: self.has_room,
         )
 
@@ -335,14 +336,47 @@ class Simulation:
         if index == len(self.commit_terms):
             assert member.replica is not None
             self.commit_terms.append(member.replica.term)
-            holders = [
-                other.address
-                for other in self.members.values()
-                if other.log.durable_index >= index and other.log.term_at(index) == term
-            ]
+            holders = [other.address for other in self.members.values() if self._holds(other, index, term)]
             assert index == 1 or len(holders) > len(self.addresses) // 2, (
                 f"seed {self.seed}: entry {index} is committed on {member.address} but only on the disks of {holders}"
             )
+
+    # Compaction and snapshots
+
+    def compact(self, address: str) -> None:
+        """Drop the log of a member as far as its state surely survives a crash."""
+        member = self.members[address]
+        self.act(address, lambda replica: replica.compact(member.kept))
+
+    def snapshot(self, source: str, target: str) -> bool:
+        """Have a member take the state of another, as it is on its disk; False when it is not newer."""
+        giver, taker = self.members[source], self.members[target]
+        taken = giver.state[: giver.kept]
+        if taker.replica is None or not taken:
+            return False
+        index, term = len(taken), taken[-1][0]
+        if not self.act(target, lambda replica: replica.begin_install(index, term)):
+            return False
+        incarnation = taker.replica
+
+        def install() -> None:
+            if taker.replica is not incarnation:
+                return  # it crashed before
+            # From here on its file is the new one, whether its log hears of it or not.
+            taker.state, taker.kept = list(taken), index
+            if self.random.random() < 0.2:
+                self.crash(target)
+            else:
+                self.act(target, lambda replica: replica.installed(index, term))
+
+        self._at(self.random.uniform(0, 0.2), install)
+        return True
+
+    def _holds(self, member: Member, index: int, term: int) -> bool:
+        """Whether an entry is on the member's disk, as such or as a part of its state."""
+        if index < member.log.first_index:
+            return index <= member.kept and member.state[index - 1][0] == term
+        return member.log.durable_index >= index and member.log.term_at(index) == term
 
     def _check(self) -> None:
         for address, member in self.members.items():
@@ -361,7 +395,8 @@ class Simulation:
         for index in range(len(self.commit_terms) - 1, 0, -1):
             if self.commit_terms[index] < replica.term:
                 # Equal term at one index means equal logs up to it.
-                assert replica.term_at(index) == self.committed[index][0], (
+                held = replica.term_at(index) if index >= replica.first_index else self.committed[index][0]
+                assert held == self.committed[index][0], (
                     f"seed {self.seed}: {address} leads term {replica.term} without committed entry {index}"
                 )
                 return
