@@ -43,6 +43,9 @@ OPTIONS = (
     "apply_timeout",
     "max_transaction_bytes",
     "wal_limit",
+    "log_entries",
+    "log_bytes",
+    "snapshot_rate",
     "mode",
     "host",
 )
@@ -56,6 +59,9 @@ LEASE_TIMEOUT_RANGE = (0.05, 60.0)
 TRANSACTION_BYTES_RANGE = (1024 * 1024, 1024 * 1024 * 1024)
 """The upper end is what one message between an attached process and its host holds."""
 WAL_LIMIT_RANGE = (1024 * 1024, 1024 * 1024 * 1024 * 1024)
+LOG_ENTRIES_RANGE = (10, 1_000_000_000)
+LOG_BYTES_RANGE = WAL_LIMIT_RANGE
+SNAPSHOT_RATE_RANGE = (64 * 1024, 1024 * 1024 * 1024 * 1024)
 
 # A key of our own in a settings dictionary; Django's copies of it (threads, test workers) carry it along.
 TEST = "_RAFTSQLITE_TEST"
@@ -148,6 +154,9 @@ class _Reader:
             apply_timeout=self._seconds("apply_timeout", _DEFAULT["apply_timeout"]),
             max_transaction_bytes=self._bytes("max_transaction_bytes", TRANSACTION_BYTES_RANGE),
             wal_limit=self._bytes("wal_limit", WAL_LIMIT_RANGE),
+            log_entries=self._entries("log_entries", LOG_ENTRIES_RANGE),
+            log_bytes=self._bytes("log_bytes", LOG_BYTES_RANGE),
+            snapshot_rate=self._bytes("snapshot_rate", SNAPSHOT_RATE_RANGE),
             lease_timeout=None if testing else lease_timeout,
             mode=self._mode(),
             host=True if testing else self._host(),
@@ -353,15 +362,28 @@ class _Reader:
         return default
 
     def _bytes(self, option: str, limits: tuple[int, int]) -> int:
+        least, most = limits
+        lower = f"{least >> 20} MiB" if least >> 20 else f"{least >> 10} KiB"
+        default = _DEFAULT[option]
+        return self._whole(
+            option,
+            limits,
+            f"Write a number of bytes from {least} ({lower}) to {most} ({most >> 30} GiB), such as "
+            f"{default} ({default >> 20} MiB).",
+        )
+
+    def _entries(self, option: str, limits: tuple[int, int]) -> int:
+        least, most = limits
+        return self._whole(
+            option, limits, f"Write a number of log entries from {least} to {most}, such as {_DEFAULT[option]}."
+        )
+
+    def _whole(self, option: str, limits: tuple[int, int], advice: str) -> int:
         value = self._option(option)
         default: int = _DEFAULT[option]
         if value is None:
             return default
         least, most = limits
-        advice = (
-            f"Write a number of bytes from {least} ({least >> 20} MiB) to {most} ({most >> 30} GiB), such as "
-            f"{default} ({default >> 20} MiB)."
-        )
         if isinstance(value, bool) or not isinstance(value, int):
             self._problem("E005", option, f"is {value!r}.", advice)
         elif not least <= value <= most:

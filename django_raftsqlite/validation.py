@@ -5,7 +5,8 @@ E001      an unknown or misplaced option
 E002      NAME
 E003      node and peers
 E004      secret and tls
-E005      timeout, election_timeout, apply_timeout, max_transaction_bytes, wal_limit, mode, host
+E005      timeout, election_timeout, apply_timeout, max_transaction_bytes, wal_limit, log_entries, log_bytes,
+          snapshot_rate, mode, host
 E006      functions
 E007      reads, transaction_mode, init_command
 E008      the environment variable ``RAFTSQLITE_<ALIAS>``

@@ -36,6 +36,10 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         age = status.get("oldest_snapshot")
         oldest = f", oldest reader of process {host.get('pid')} since {age:.0f} s" if age else ""
         pairs.append(("WAL", f"{wal / 2**20:.1f} MiB{oldest}"))
+    log = status.get("log")
+    if log:
+        held = f"{log['entries']} entries from {log['first_index']} on, {log['bytes'] / 2**20:.1f} MiB"
+        pairs.append(("Raft log", held))
     applying = status.get("applying")
     if applying:
         pairs.append(("applying", f"{applying['statement'] or 'a transaction'} (since {applying['seconds']:.0f} s)"))

@@ -32,7 +32,9 @@ class NodeConfig:
     seconds. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases). ``durable``
     False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put off while one
     long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded;
-    ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out.
+    ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out. ``log_entries`` and
+    ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is how fast (bytes per
+    second) the database is sent to those that lag more.
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
     the socket. ``reluctant``: this process will soon end, so that its node leaves leading the group to others.
     """
@@ -47,6 +49,9 @@ class NodeConfig:
     apply_timeout: float = 60.0
     max_transaction_bytes: int = 256 * 1024 * 1024
     wal_limit: int = 64 * 1024 * 1024
+    log_entries: int = 10_000
+    log_bytes: int = 128 * 1024 * 1024
+    snapshot_rate: int = 32 * 1024 * 1024
     lease_timeout: float | None = 1.0
     mode: int = 0o600
     host: bool = True

@@ -122,6 +122,10 @@ class Applier:
         except OSError:
             return None
 
+    def sync(self) -> int:
+        """Have the file on the disk, up to an index that is returned; any thread. Raises OSError."""
+        return self._machine.sync()
+
     def is_open(self, origin: bytes) -> bool:
         """Whether the origin's requests are accepted. Apply thread."""
         return self._machine.is_open(origin)

@@ -317,15 +317,20 @@ class Core:
 
     def willing(self) -> frozenset[str]:
         """The members in reach that said lately that they are sound, and ready to lead."""
-        now = self._clock()
         return frozenset(
             peer
-            for peer in self._view.connected
-            if (told := self.peers.get(peer)) is not None
-            and now - told["heard"] < 3 * GOSSIP_INTERVAL
-            and told.get("reluctant") is False
-            and told.get("failed") is None
+            for peer, told in self.heard().items()
+            if told.get("reluctant") is False and told.get("failed") is None
         )
+
+    def heard(self) -> dict[str, Message]:
+        """What each member in reach said of itself lately."""
+        now = self._clock()
+        return {
+            peer: told
+            for peer in self._view.connected
+            if (told := self.peers.get(peer)) is not None and now - told["heard"] < 3 * GOSSIP_INTERVAL
+        }
 
     def told_by_leader(self, key: str) -> Any:
         """What the leader said of itself lately, if it is another node; None when it did not."""

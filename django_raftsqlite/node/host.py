@@ -33,6 +33,7 @@ from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
 from .turns import Lost, Turn, Turns
+from .upkeep import Upkeep
 from .verdicts import locked, of_refusal, unavailable, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -98,6 +99,7 @@ class HostedNode:
         self._driver = RaftDriver(
             self._raft_config(),
             applied=machine.applied_index,
+            applied_term=machine.applied_term,
             on_commit=self._on_commit,
             on_message=self._on_message,
             on_view=self._on_view,
@@ -118,6 +120,7 @@ class HostedNode:
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
         )
+        self._upkeep = Upkeep(config, self._driver, self._applier, peers=self._core.heard, failed=self._fail)
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._expired = time.monotonic()
 
@@ -129,6 +132,7 @@ class HostedNode:
         except (OSError, ValueError, LogFault) as error:
             self.close()
             raise OperationalError(f"this process cannot host the node {self.config.address}: {error}") from error
+        self._upkeep.start()
         self._driver.call(self._tick)
 
     def _check_untouched(self) -> None:
@@ -271,6 +275,7 @@ class HostedNode:
         self._closing = True
         self._driver.call(self._core.stop, f"process {os.getpid()} no longer hosts this node")
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
+        self._upkeep.close()
         self._lane.close()
         self._applier.close()
         if self.failed is None and self.config.durable:
@@ -327,6 +332,7 @@ class HostedNode:
         self._patience.tick(busy=self._busy() is not None)
         self._driver.prefer(self._core.willing())
         self._core.tick()
+        self._upkeep.tick(self._driver.view)
         now = time.monotonic()
         if self._turns.wanted:
             self._look_for_idleness(now)
@@ -373,6 +379,7 @@ class HostedNode:
             "lease": self._at_work(),
             "waiting": len(self._core.leader.sequencer) + len(self._turns),
             **state.counts,
+            **self._upkeep.status(view),
         }
 
     def _snapshot_age(self) -> float | None:

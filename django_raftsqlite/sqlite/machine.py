@@ -33,7 +33,7 @@ from .ledger import Ledger
 from .parts import Incomplete, Part, Parted, PartTable, decode_part, decode_parted
 from .tables import State, create, load_origins, load_outcome, load_parted, load_state, save_state
 from .transactions import Decision, Runner, TransactionLost, fault, verbs
-from .wal import begun_anew
+from .wal import begun_anew, sync
 
 LARGEST_KEPT = 64 * 1024
 """Bytes of an encoded outcome that are kept with its rows; a larger one is kept without them."""
@@ -74,6 +74,7 @@ class StateMachine:
         Raises apsw.Error when the file cannot be used.
         """
         self._path = path
+        self._durable = durable
         self._connection = open_writer(path, registrars, mode, durable, checkpoints=True)
         try:
             self._wal = Path(self._connection.filename_wal)
@@ -179,6 +180,16 @@ class StateMachine:
         finally:
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         return True
+
+    def sync(self) -> int:
+        """Have the file on the disk up to an index, which is returned: it never goes back behind it. Any thread.
+
+        It holds nobody up but the disk. Raises OSError, after which nothing is known.
+        """
+        index = self._state.applied_index
+        if self._durable:
+            sync(self._wal)
+        return index
 
     def close(self) -> None:
         """Close the file; -wal stays beside it. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from struct import Struct
 
@@ -31,3 +32,21 @@ def begun_anew(path: Path) -> bool:
                 return False
             file.seek(page_size, 1)
     return True
+
+
+def sync(path: Path) -> None:
+    """Have all that was written to the WAL on the disk: what was committed before is never lost. Raises OSError.
+
+    Together with what a checkpoint does, which syncs the database before the WAL begins anew. A passive checkpoint
+    alone need not sync anything.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,95 @@
+"""When the Raft log is cut, and where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from ..raft.config import RaftView
+from .worker import Stopped
+
+LOOK_EVERY = 1.0
+SLACK = 1.25
+"""The log is cut when it has grown this many times beyond its limits, so that it is not cut for every entry;"""
+CUT_EVERY = 600.0
+"""and after so many seconds also when it is only a little beyond them."""
+FAR = 4
+"""Beyond this many times the limits, the log is cut for members that lag, too: they get a snapshot."""
+
+
+class LogPort(Protocol):
+    """The Raft log, as :class:`~django_raftsqlite.raft.driver.RaftDriver` offers it. Loop thread."""
+
+    @property
+    def log_bytes(self) -> int: ...
+
+    def index_beyond(self, size: int) -> int: ...
+
+    def compact(self, index: int) -> None: ...
+
+
+class Compaction:
+    """Keeps the log at about ``entries`` entries and ``size`` bytes, which are there for members that lag a little.
+
+    The database file is the snapshot that stands for what is cut (Raft paper section 7), so nothing is copied:
+    ``on_disk()`` fsyncs its WAL on a thread of its own and tells up to which index the file is on the disk, whatever
+    happens to the machine. ``held`` gives the indexes that members are known to be at: what follows them is not cut
+    before the log is far beyond its limits.
+
+    Loop thread; ``run`` has a job done elsewhere, and its result handed to the loop.
+    """
+
+    def __init__(
+        self,
+        log: LogPort,
+        *,
+        entries: int,
+        size: int,
+        run: Callable[[Callable[[], int], Callable[[int | Exception], object]], object],
+        on_disk: Callable[[], int],
+        held: Callable[[], Iterable[int]],
+        failed: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._entries = entries
+        self._size = size
+        self._run = run
+        self._on_disk = on_disk
+        self._held = held
+        self._failed = failed
+        self._clock = clock
+        self._next = self._cut = clock()
+        self._busy = False
+
+    def tick(self, view: RaftView) -> None:
+        """Look whether it is time to cut; to be called often."""
+        now = self._clock()
+        if self._busy or now < self._next or view.role == "failed":
+            return
+        self._next = now + LOOK_EVERY
+        slack = SLACK if now - self._cut < CUT_EVERY else 1.0
+        count, size = view.last_index - view.first_index, self._log.log_bytes
+        if count <= slack * self._entries and size <= slack * self._size:
+            return
+        index = view.last_index - self._entries
+        if size > self._size:
+            index = max(index, self._log.index_beyond(size - self._size))
+        if count <= FAR * self._entries and size <= FAR * self._size:
+            index = min([index, *(at for at in self._held() if at >= view.first_index)])
+        if index <= view.first_index:
+            return
+        self._busy = True
+        self._run(self._on_disk, lambda result: self._synced(index, result))
+
+    def _synced(self, index: int, result: int | Exception) -> None:
+        self._busy = False
+        if isinstance(result, Stopped):
+            return
+        if isinstance(result, Exception):
+            # The system has told what it will never tell again: which writes were lost is not known.
+            self._failed(f"the WAL of the database could not be written to the disk: {result}")
+            return
+        self._cut = self._clock()
+        self._log.compact(min(index, result))

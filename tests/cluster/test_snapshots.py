@@ -1,0 +1,55 @@
+"""Real nodes: the log stays short, and who lacks what it no longer holds gets a copy of the database."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from django_raftsqlite.sqlite import machine
+from tests.support.nodes import eventually, group, write
+
+SMALL: dict[str, Any] = {"log_entries": 50, "durable": False}
+
+
+def test_the_log_of_a_node_stays_short_and_the_node_starts_from_what_is_left(tmp_path: Path) -> None:
+    """status tells its size; what was written is there after the restart, and goes on."""
+    with group(tmp_path, 1, log_entries=50, durable=True) as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        for number in range(200):
+            write(nodes.nodes[0], "INSERT INTO t VALUES (?)", number)
+        log = eventually(
+            lambda: found if (found := nodes.nodes[0].status()["log"])["entries"] <= 70 else None, "it is cut"
+        )
+        assert log["first_index"] > 130
+        assert log["bytes"] > 0
+        nodes.nodes[0].close()
+        node = nodes.restart(0)
+        write(node, "INSERT INTO t VALUES (200)")
+        status = node.status()
+        assert (status["version"], status["reason"]) == (202, None)
+        assert status["log"]["first_index"] >= log["first_index"]
+
+
+def test_before_the_log_is_cut_the_wal_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A passive checkpoint need not sync anything, and what is in neither the log nor the WAL is lost for ever."""
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "n0.sqlite3-wal":
+            synced.append(machine_of.applied_index)
+        fsync(descriptor)
+
+    with group(tmp_path, 1, log_entries=50) as nodes:
+        machine_of: machine.StateMachine = nodes.host(0)._applier._machine
+        monkeypatch.setattr(os, "fsync", watch)
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        for number in range(100):
+            write(nodes.nodes[0], "INSERT INTO t VALUES (?)", number)
+        first = eventually(
+            lambda: found if (found := nodes.nodes[0].status()["log"]["first_index"]) > 1 else None, "it is cut"
+        )
+        assert synced and first <= max(synced)

@@ -1,0 +1,129 @@
+"""When the Raft log is cut, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from django_raftsqlite.node.compaction import CUT_EVERY, LOOK_EVERY, Compaction
+from django_raftsqlite.raft.config import RaftView
+
+
+class Log:
+    """A log of entries of 100 bytes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.first, self.last = 1, 1
+        self.on_disk = 10**9
+        self.held: list[int] = []
+        self.cuts: list[int] = []
+        self.jobs: list[tuple[Callable[[], int], Callable[[Any], object]]] = []
+        self.failed: list[str] = []
+        self.compaction = Compaction(
+            self,
+            entries=1000,
+            size=1_000_000,
+            run=lambda job, done: self.jobs.append((job, done)),
+            on_disk=lambda: self.on_disk,
+            held=lambda: self.held,
+            failed=self.failed.append,
+            clock=lambda: self.now,
+        )
+
+    @property
+    def log_bytes(self) -> int:
+        return self.bytes_each * (self.last - self.first)
+
+    bytes_each = 100
+
+    def index_beyond(self, size: int) -> int:
+        return self.first + -(-size // self.bytes_each)
+
+    def compact(self, index: int) -> None:
+        self.cuts.append(index)
+        self.first = max(self.first, index)
+
+    def look(self) -> None:
+        """Time for a look, and for the disk."""
+        self.now += LOOK_EVERY
+        view = RaftView("follower", 1, None, self.last, self.last, frozenset(), {}, first_index=self.first)
+        self.compaction.tick(view)
+        for job, done in self.jobs:
+            done(job())
+        self.jobs.clear()
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+def test_a_log_within_its_limits_is_left_alone(log: Log) -> None:
+    log.last = 1250
+    log.look()
+    assert log.cuts == []
+
+
+def test_a_log_beyond_its_entries_is_cut_down_to_them(log: Log) -> None:
+    log.last = 1300
+    log.look()
+    assert (log.cuts, log.first) == ([300], 300)
+
+
+def test_a_log_beyond_its_bytes_is_cut_down_to_them(log: Log) -> None:
+    log.bytes_each = 10_000
+    log.last = 200
+    log.look()
+    assert log.cuts == [100]
+
+
+def test_a_log_that_is_a_little_beyond_its_limits_is_cut_after_a_while(log: Log) -> None:
+    log.last = 1100
+    log.look()
+    assert log.cuts == []
+    log.now += CUT_EVERY
+    log.look()
+    assert log.cuts == [100]
+
+
+def test_nothing_is_cut_that_the_file_could_lose(log: Log) -> None:
+    log.last, log.on_disk = 2000, 40
+    log.look()
+    assert log.cuts == [40]
+
+
+def test_what_a_member_that_lags_will_ask_for_is_kept_for_a_while(log: Log) -> None:
+    log.last, log.held = 2000, [700, 50, 1999]
+    log.look()
+    assert log.cuts == [50]
+    log.last = 4100
+    log.look()
+    assert log.cuts == [50, 3100]
+
+
+def test_a_member_that_lacks_what_was_cut_holds_nothing(log: Log) -> None:
+    log.last, log.first, log.held = 3000, 1500, [700]
+    log.look()
+    assert log.cuts == [2000]
+
+
+def test_one_look_at_the_disk_at_a_time(log: Log) -> None:
+    log.last = 2000
+    view = RaftView("leader", 1, None, 2000, 2000, frozenset(), {})
+    for _ in range(5):
+        log.now += LOOK_EVERY
+        log.compaction.tick(view)
+    assert len(log.jobs) == 1
+
+
+def test_a_disk_that_fails_cuts_nothing_and_stops_the_node(log: Log) -> None:
+    """What a failed fsync has lost is not known, and the next one would not tell."""
+    log.last = 2000
+    log.now += LOOK_EVERY
+    log.compaction.tick(RaftView("leader", 1, None, 2000, 2000, frozenset(), {}))
+    log.jobs[0][1](OSError(5, "Input/output error"))
+    assert log.cuts == []
+    assert "Input/output error" in log.failed[0]
