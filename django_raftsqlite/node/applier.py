@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from ..sqlite.connections import Snapshot
+from ..sqlite.copying import Layout
 from ..sqlite.entry import Base, Outcome, RequestId
-from ..sqlite.errors import NodeFault
+from ..sqlite.errors import ForeignWrite, NodeFault
 from ..sqlite.machine import StateMachine
 from .checkpoints import Checkpoints
 from .lane import ScratchLane
 from .progress import Applied
+from .worker import Stopped
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -54,6 +57,15 @@ class Applying:
         return f"{self.statement or 'a transaction'}, since {self.seconds:.1f} s"
 
 
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Another node's copy that is to replace the file's content, at ``index``; ``done`` is told None, or why not."""
+
+    copy: Path
+    index: int
+    done: Callable[[Exception | None], object]
+
+
 class Applier:
     """Owns the state machine, and the one thread that may use it.
 
@@ -77,7 +89,7 @@ class Applier:
         self._lane = lane
         self._settled = settled
         self._failed = failed
-        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
         )
@@ -101,6 +113,14 @@ class Applier:
         """An entry is committed; an empty payload is Raft's own. Loop thread."""
         self._bytes_in += len(payload)
         self._queue.put((index, term, payload))
+
+    def install(self, copy: Path, index: int, done: Callable[[Exception | None], object]) -> None:
+        """Replace the file's content when what was put before is applied. Loop thread.
+
+        Nothing may be put after it until ``done`` is called, on the apply thread: with None, or with why the old
+        content is still there. When that cannot be said, ``failed`` is called instead.
+        """
+        self._queue.put(Installation(copy, index, done))
 
     def room(self) -> bool:
         """Whether more should be handed over: what waits is bounded in memory."""
@@ -126,6 +146,11 @@ class Applier:
         """Have the file on the disk, up to an index that is returned; any thread. Raises OSError."""
         return self._machine.sync()
 
+    @property
+    def layout(self) -> Layout:
+        """The layout of the file."""
+        return self._machine.layout
+
     def is_open(self, origin: bytes) -> bool:
         """Whether the origin's requests are accepted. Apply thread."""
         return self._machine.is_open(origin)
@@ -140,6 +165,9 @@ class Applier:
 
     def _run(self) -> None:
         while (entry := self._next()) is not None:
+            if isinstance(entry, Installation):
+                self._install(entry)
+                continue
             if not self._stopped:
                 try:
                     self._apply(*entry)
@@ -149,7 +177,36 @@ class Applier:
                     self._failed(f"log entry {entry[0]} could not be applied: {error}")
             self._bytes_out += len(entry[2])
 
-    def _next(self) -> tuple[int, int, bytes] | None:
+    def _install(self, wanted: Installation) -> None:
+        def go_on() -> None:
+            if self._stopping:
+                raise Stopped
+
+        if self._stopped:
+            wanted.done(Stopped())
+            return
+        machine, problem = self._machine, None
+        self._present = wanted.index, time.monotonic()
+        try:
+            with self._lane.apply():
+                machine.install(wanted.copy, go_on)
+                self._lane.replaced()
+        except Exception as error:
+            problem = error
+            if isinstance(error, ForeignWrite | OSError) or machine.applied_index >= wanted.index:
+                self._stopped = True
+                logger.exception("the copy %s cannot be taken over", wanted.copy)
+                self._failed(f"a copy of another node's database could not be taken over: {error}")
+                return
+        finally:
+            self._present = None
+        if problem is None:
+            self.state = State(machine.base, machine.digest, machine.counts())
+            self.applied.advance(machine.applied_index)
+        wanted.done(problem)
+        self._settled([])
+
+    def _next(self) -> tuple[int, int, bytes] | Installation | None:
         """The next entry, which is waited for; meanwhile the WAL is kept small, but not by a node that failed."""
         while not self._stopped and self._tending:
             try:

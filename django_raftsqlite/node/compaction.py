@@ -37,6 +37,8 @@ class Compaction:
     happens to the machine. ``held`` gives the indexes that members are known to be at: what follows them is not cut
     before the log is far beyond its limits.
 
+    ``synced`` is the newest index that it told, None before it did.
+
     Loop thread; ``run`` has a job done elsewhere, and its result handed to the loop.
     """
 
@@ -62,6 +64,7 @@ class Compaction:
         self._clock = clock
         self._next = self._cut = clock()
         self._busy = False
+        self.synced: int | None = None
 
     def tick(self, view: RaftView) -> None:
         """Look whether it is time to cut; to be called often."""
@@ -91,5 +94,5 @@ class Compaction:
             # The system has told what it will never tell again: which writes were lost is not known.
             self._failed(f"the WAL of the database could not be written to the disk: {result}")
             return
-        self._cut = self._clock()
+        self._cut, self.synced = self._clock(), result
         self._log.compact(min(index, result))

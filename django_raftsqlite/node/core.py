@@ -232,6 +232,11 @@ class Core:
         self._waiting_barriers.append(done)
         self._send_barriers()
 
+    def ask_again(self) -> None:
+        """Entries were jumped over, and with them outcomes of this node's requests: those are kept, and found so."""
+        self._session += 1
+        self._resend()
+
     def abandon_barrier(self, done: Callable[[int | None], None]) -> None:
         """The reader's deadline passed."""
         for barriers in (self._waiting_barriers, self._flying_barriers):

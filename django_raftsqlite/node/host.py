@@ -33,7 +33,7 @@ from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
 from .turns import Lost, Turn, Turns
-from .upkeep import Upkeep
+from .upkeep import PREFIX, Upkeep
 from .verdicts import locked, of_refusal, unavailable, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -120,7 +120,14 @@ class HostedNode:
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
         )
-        self._upkeep = Upkeep(config, self._driver, self._applier, peers=self._core.heard, failed=self._fail)
+        self._upkeep = Upkeep(
+            config,
+            self._driver,
+            self._applier,
+            peers=self._core.heard,
+            installed=self._core.ask_again,
+            failed=self._fail,
+        )
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._expired = time.monotonic()
 
@@ -274,6 +281,7 @@ class HostedNode:
             return
         self._closing = True
         self._driver.call(self._core.stop, f"process {os.getpid()} no longer hosts this node")
+        self._upkeep.stop()
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
         self._upkeep.close()
         self._lane.close()
@@ -312,7 +320,10 @@ class HostedNode:
         self._core.on_committed(index)
 
     def _on_message(self, peer: str, message: Message) -> None:
-        self._core.on_message(peer, message)
+        if message["type"].startswith(PREFIX):
+            self._upkeep.on_message(peer, message)
+        else:
+            self._core.on_message(peer, message)
 
     def _open_origin(self, opening: Opening) -> None:
         with self._opening_mutex:
@@ -332,7 +343,7 @@ class HostedNode:
         self._patience.tick(busy=self._busy() is not None)
         self._driver.prefer(self._core.willing())
         self._core.tick()
-        self._upkeep.tick(self._driver.view)
+        self._upkeep.tick()
         now = time.monotonic()
         if self._turns.wanted:
             self._look_for_idleness(now)
@@ -424,6 +435,7 @@ class HostedNode:
             "failed": self.failed,
             "reluctant": self.config.reluctant,
             "turn": self._turns.who(),
+            "receiving": self._upkeep.receiving,
             "applying": _plain(self._busy_here()),
         }
 

@@ -165,6 +165,14 @@ class ScratchLane:
                 self._applying = False
                 self._settled.notify_all()
 
+    def replaced(self) -> None:
+        """The file holds another state now, whose outcomes nobody was told: nothing is based on what was here.
+
+        Within :meth:`apply`.
+        """
+        with self._mutex:
+            self._committing = []
+
     def close(self) -> None:
         """Roll back and close scratch."""
         with self.apply():

@@ -1,23 +1,33 @@
-"""What keeps the Raft log short."""
+"""What keeps the Raft log short, and brings members back that lack what it no longer holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
+from ..sqlite.copying import Copied, copy_database
 from .api import NodeConfig
 from .applier import Applier
 from .compaction import Compaction
 from .messages import Message
-from .worker import Worker
+from .snapshot_source import SnapshotSource
+from .snapshot_target import SnapshotTarget
+from .worker import Stopped, Worker
+
+PREFIX = "node.snapshot_"
+"""What the types of its messages begin with."""
 
 
 class Upkeep:
-    """The node's compaction, and the thread that waits for the disk in its stead.
+    """The node's compaction, both ends of its snapshots, and the thread that waits for the disk in their stead.
 
-    Loop thread, but for :meth:`start` and :meth:`close`.
+    ``peers`` gives what each reachable member said of itself lately, ``handed`` the index up to which entries were
+    handed to the state machine. ``installed`` is called when the file holds another node's state.
+
+    Loop thread, but for :meth:`start`, :meth:`stop` and :meth:`close`.
     """
 
     def __init__(
@@ -27,37 +37,83 @@ class Upkeep:
         applier: Applier,
         *,
         peers: Callable[[], Mapping[str, Message]],
+        installed: Callable[[], object],
         failed: Callable[[str], None],
     ) -> None:
-        """``peers`` gives what each reachable member said of itself lately."""
         self._driver = driver
+        self._applier = applier
         self._peers = peers
-        self._worker = Worker(f"raftsqlite-upkeep {config.name.name}", driver.call)
+        self._on_installed = installed
+        self._worker = worker = Worker(f"raftsqlite-upkeep {config.name.name}", driver.call)
         self._compaction = Compaction(
             driver,
             entries=config.log_entries,
             size=config.log_bytes,
-            run=self._worker.run,
+            run=worker.run,
             on_disk=applier.sync,
             held=self._held,
             failed=failed,
+        )
+
+        def make(path: Path, go_on: Callable[[], object]) -> Copied:
+            return copy_database(config.name, path, config.mode, go_on)
+
+        self._source = SnapshotSource(
+            config.folder,
+            rate=config.snapshot_rate,
+            worker=worker,
+            send=driver.send,
+            make=make,
+            applied=lambda: applier.applied.index,
+        )
+        self._target = SnapshotTarget(
+            config.folder,
+            mode=config.mode,
+            layout=applier.layout,
+            worker=worker,
+            send=driver.send,
+            applied=lambda: driver.handed_over,
+            install=self._install,
         )
 
     def start(self) -> None:
         """Start the thread."""
         self._worker.start()
 
-    def close(self) -> None:
-        """End the thread. Not on the loop's."""
+    def stop(self) -> None:
+        """End the thread, while the loop still runs: what it has opened is told. Not on the loop's thread."""
         self._worker.close()
 
-    def tick(self, view: RaftView) -> None:
-        """Time passes; to be called every 50 ms or so."""
-        self._compaction.tick(view)
+    def close(self) -> None:
+        """Close all files, when the loop has ended."""
+        self._source.close()
+        self._target.close()
 
-    def _held(self) -> list[int]:
-        """Where the other members are."""
-        return [told["applied"] for told in self._peers().values() if told.get("failed") is None]
+    def tick(self) -> None:
+        """Time passes; to be called every 50 ms or so."""
+        view, told = self._driver.view, self._peers()
+        self._compaction.tick(view)
+        self._source.tick(view, told)
+        self._target.tick(view)
+
+    def on_message(self, peer: str, message: Message) -> None:
+        """A message whose type begins with PREFIX. Raises KeyError, TypeError or ValueError for a malformed one."""
+        match message["type"].removeprefix(PREFIX):
+            case "offer":
+                self._target.on_offer(peer, message, self._driver.view)
+            case "want":
+                self._source.on_want(peer, message)
+            case "part":
+                self._target.on_part(peer, message)
+            case "gone":
+                self._target.on_gone(peer, message)
+            case kind:
+                raise ValueError(f"no such message: {kind!r:.40}")
+
+    @property
+    def receiving(self) -> dict[str, Any] | None:
+        """The snapshot that is on its way to this node."""
+        return self._target.status()
 
     def status(self, view: RaftView) -> dict[str, Any]:
         """What the node's status says of it."""
@@ -66,5 +122,40 @@ class Upkeep:
                 "first_index": view.first_index,
                 "entries": max(view.last_index - view.first_index + 1, 0),
                 "bytes": self._driver.log_bytes,
-            }
+                "synced_index": self._compaction.synced,
+            },
+            "snapshots": {
+                "behind": sorted(view.behind),
+                "sending": self._source.status(),
+                "receiving": self._target.status(),
+                "sent_bytes": self._source.sent_bytes,
+                "received_bytes": self._target.received_bytes,
+                "problem": self._source.problem or self._target.problem,
+            },
         }
+
+    def _held(self) -> list[int]:
+        """What others will ask for: where they are, and where those will be that are taking a snapshot."""
+        held = [] if self._source.needed_from is None else [self._source.needed_from]
+        for told in self._peers().values():
+            receiving = told.get("receiving")
+            if receiving is not None:
+                held.append(int(receiving["index"]))
+            elif told.get("failed") is None:
+                held.append(int(told["applied"]))
+        return held
+
+    def _install(self, copy: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:
+        if not self._driver.begin_install(index, term):
+            done(Stopped())
+            return
+
+        def finished(error: Exception | None) -> None:
+            if error is None:
+                self._driver.installed(index, term)
+                self._on_installed()
+            else:
+                self._driver.install_failed()
+            done(error)
+
+        self._applier.install(copy, index, lambda error: self._driver.call(finished, error))

@@ -191,6 +191,11 @@ class RaftDriver:
         assert self._log is not None
         return self._log.index_beyond(size)
 
+    @property
+    def handed_over(self) -> int:
+        """Entries up to this index were given to ``on_commit``, or are part of a snapshot that was installed."""
+        return self._applied if self._replica is None else self._replica.applied
+
     def begin_install(self, index: int, term: int) -> bool:
         """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow."""
         begun: list[bool] = []

@@ -113,6 +113,11 @@ class Replica:
         """The index of the log's last entry."""
         return self.log.last_index
 
+    @property
+    def applied(self) -> int:
+        """Entries up to here were handed over."""
+        return self._raft.applied
+
     def term_at(self, index: int) -> int | None:
         """The term of a log entry, None when the log does not hold it."""
         return self.log.term_at(index)

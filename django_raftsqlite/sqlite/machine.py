@@ -14,6 +14,7 @@ import msgpack
 
 from .changes import new_digest
 from .connections import BUSY_TIMEOUT_MS, open_writer
+from .copying import PAGES_AT_ONCE, Layout, inspect_copy, layout_of, need_space, open_copy
 from .entry import (
     Base,
     Entry,
@@ -82,6 +83,7 @@ class StateMachine:
             self._runner = Runner(self._connection)
             self._data_version = self._read_data_version()
             self._files = self._identify_files()
+            self._layout = layout_of(self._connection)
             self._load()
         except BaseException:
             self._connection.close(True)
@@ -180,6 +182,45 @@ class StateMachine:
         finally:
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         return True
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the file, which it keeps for life."""
+        return self._layout
+
+    def install(self, copy: Path, go_on: Callable[[], object]) -> None:
+        """Take over all that another node's copy holds, in one SQLite transaction, and have it on the disk.
+
+        Who reads goes on to see the old state until his transaction ends, and the new one then. ``go_on`` is called
+        again and again, and may raise to end it. After an exception ``applied_index`` tells whether the file is the
+        old or the new one; after OSError it may be the old one again when the machine loses its power. Raises
+        ForeignWrite, NoSpace, apsw.Error, and NodeFault for a copy that is not newer, or has another layout.
+        """
+        self._check_files()
+        self._check_before()
+        self._runner.statement = "a copy of another node's database"
+        try:
+            self._take_over(copy, go_on)
+        finally:
+            self._load()
+        self._runner.forget_all()
+        self._data_version = self._read_data_version()
+        self.sync()
+
+    def _take_over(self, copy: Path, go_on: Callable[[], object]) -> None:
+        found = inspect_copy(copy)
+        if found.index <= self.applied_index or found.layout != self._layout:
+            raise NodeFault(f"a copy at {found.index} with {found.layout} cannot replace {self.applied_index}")
+        # All of it goes through the WAL, and then into the file.
+        need_space(self._path.parent, 2 * found.size - self._path.stat().st_size)
+        source = open_copy(copy)
+        try:
+            with self._connection.backup("main", source, "main") as backup:
+                while not backup.done:
+                    go_on()
+                    backup.step(PAGES_AT_ONCE)
+        finally:
+            source.close(True)
 
     def sync(self) -> int:
         """Have the file on the disk up to an index, which is returned: it never goes back behind it. Any thread.

@@ -98,6 +98,11 @@ class Runner:
         if self._changed_schema:
             self._reload_schema()
 
+    def forget_all(self) -> None:
+        """The whole content of the file is another."""
+        self._rowids.forget()
+        self._reload_schema()
+
     def close(self) -> None:
         self._recorder.stop()
 

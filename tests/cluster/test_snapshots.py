@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.sqlite import machine
-from tests.support.nodes import eventually, group, write
+from tests.support.nodes import eventually, group, read, write
 
 SMALL: dict[str, Any] = {"log_entries": 50, "durable": False}
 
@@ -53,3 +53,27 @@ def test_before_the_log_is_cut_the_wal_is_on_the_disk(tmp_path: Path, monkeypatc
             lambda: found if (found := nodes.nodes[0].status()["log"]["first_index"]) > 1 else None, "it is cut"
         )
         assert synced and first <= max(synced)
+
+
+def test_a_node_that_was_away_for_long_goes_on_from_a_copy(tmp_path: Path) -> None:
+    """All that was written meanwhile is there, and what is written during and after it; outcomes are kept, too."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t(id INTEGER PRIMARY KEY, a)")
+        away = nodes.follower()
+        nodes.settle()
+        nodes.nodes[away].close()
+        leader = nodes.nodes[nodes.leader()]
+        for number in range(150):
+            write(leader, "INSERT INTO t(a) VALUES (zeroblob(10000))")
+        eventually(lambda: leader.status()["log"]["first_index"] > 60, "the log is cut")
+        node = nodes.restart(away)
+        for number in range(20):
+            write(leader, "INSERT INTO t(a) VALUES (?)", number)
+        nodes.settle()
+        status = node.status()
+        assert status["snapshots"]["received_bytes"] > 1_500_000
+        assert status["log"]["first_index"] > 100
+        write(node, "INSERT INTO t(a) VALUES ('mine')")
+        assert read(node, "SELECT count(*) FROM t") == [(171,)]
+        assert read(node, "PRAGMA integrity_check") == [("ok",)]
+        nodes.settle()
