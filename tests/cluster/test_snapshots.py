@@ -63,7 +63,7 @@ def test_a_node_that_was_away_for_long_goes_on_from_a_copy(tmp_path: Path) -> No
         nodes.settle()
         nodes.nodes[away].close()
         leader = nodes.nodes[nodes.leader()]
-        for number in range(150):
+        for _ in range(150):
             write(leader, "INSERT INTO t(a) VALUES (zeroblob(10000))")
         eventually(lambda: leader.status()["log"]["first_index"] > 60, "the log is cut")
         node = nodes.restart(away)
