@@ -129,7 +129,9 @@ class Network:
             else:
                 forth = self._valve(source, target).pump(reader, there_writer)
                 back = self._valve(target, source).pump(there_reader, writer)
-                await asyncio.gather(forth, back)
+                # cut() ends it, which asyncio's server would take for a fault.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.gather(forth, back)
             finally:
                 del self._links[task]
 

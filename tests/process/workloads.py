@@ -34,6 +34,9 @@ SLOW, ABORTED = 0.01, 0.03
 """Shares of the transfers that stand still in the middle, and that are rolled back at the end."""
 
 
+_watched = threading.local()
+
+
 class Protocol:
     """The lines of one process's load; any thread may write."""
 
@@ -192,6 +195,30 @@ class Load:
         if total != expected:
             self._protocol.write("wrong", "audit", text, f"{level} {how}: {total} instead of {expected}")
         self._stop.wait(rng.random() * 0.01)
+
+    def _watch(self, text: str, rng: random.Random) -> None:
+        """Local reads never fail nor go back, and a transaction sees one state, whatever the node does meanwhile."""
+        seen = getattr(_watched, "newest", 0)
+        try:
+            with transaction.atomic():
+                before = self._newest()
+                self._stop.wait(rng.choice([0.0, 0.0, 0.002, 0.2]))
+                after = self._newest()
+        except Exception as error:
+            self._protocol.write("wrong", "watch", text, f"{type(error).__name__}: {error}")
+            self._stop.wait(PAUSE_AFTER_FAILURE)
+            return
+        self._protocol.write("seen", "watch", text)
+        if before != after:
+            self._protocol.write("wrong", "watch", text, f"{before} and then {after} in one transaction")
+        if before < seen:
+            self._protocol.write("wrong", "watch", text, f"{before} after {seen}")
+        _watched.newest = max(seen, before)
+        self._stop.wait(rng.random() * 0.005)
+
+    def _newest(self) -> int:
+        newest: int | None = Event.objects.order_by("-pk").values_list("pk", flat=True).first()
+        return newest or 0
 
     def _accounts(self) -> list[int]:
         if not hasattr(self, "_pks"):
