@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench soak django-slice django-suite django-baseline third-party clean
+.PHONY: demo test lint bench simulate soak django-slice django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +28,12 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)  ## sqlite3, PostgreSQL with two standbys, one node and three nodes, side by side.
 	$(BIN)/python -m benchmarks.bench
 
-soak: $(INSTALLED)  ## The process tests under faults, for longer (RAFTSQLITE_SOAK_SECONDS each).
+simulate: $(INSTALLED)  ## The deterministic simulation: SEEDS=5000 START=0 JOBS=2; SEED=17 TRACE=1 for one of them.
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),\
+	  --seeds $(or $(SEEDS),1000) --start $(or $(START),0) --jobs $(or $(JOBS),2))
+
+soak: $(INSTALLED)  ## More seeds of the simulation (RAFTSQLITE_SOAK_SEEDS), then the process tests under faults, for longer (RAFTSQLITE_SOAK_SECONDS each).
+	$(BIN)/python -m tests.simulation --seeds $${RAFTSQLITE_SOAK_SEEDS:-2000} --start $${RAFTSQLITE_SOAK_START:-100000} --jobs 2
 	RAFTSQLITE_SOAK_SECONDS=$${RAFTSQLITE_SOAK_SECONDS:-60} $(BIN)/python -m pytest tests/process tests/cluster --timeout 1800
 
 DJANGO ?= 6.1

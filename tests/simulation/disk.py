@@ -1,0 +1,204 @@
+"""A disk under SQLite, as a VFS: what was not synced may be lost or torn when the power fails, and writes may fail.
+
+Files are real ones of the default VFS (on a memory file system, if there is one), so that locks and shared memory are
+SQLite's own; this module only remembers what was written to each file since it was last synced.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import suppress
+from pathlib import Path
+
+import apsw
+
+from .world import Process, World
+
+VFS_NAME = "simulated"
+SECTOR = 512
+_JULIAN_EPOCH_MS = 210_866_760_000_000
+
+
+class _Change:
+    """A write or a truncation that the disk may still lose."""
+
+    __slots__ = ("after", "before", "offset", "size_before")
+
+    def __init__(self, offset: int, before: bytes, after: bytes | None, size_before: int) -> None:
+        self.offset = offset
+        self.before = before
+        self.after = after  # None: truncated to offset
+        self.size_before = size_before
+
+
+class Disk:
+    """One machine's disk: the files below ``folder``.
+
+    ``broken`` makes writes of files whose name contains it fail with an I/O error, ``full`` those that make a file
+    grow; ``syncs`` False is a disk that lies. ``loses`` False: what was written survives a power failure, too.
+    """
+
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world = world
+        self.folder = folder
+        self.broken: str | None = None
+        self.full = False
+        self.failures = 0
+        self._unsynced: dict[str, list[_Change]] = {}
+        folder.mkdir()
+
+    def unsynced(self, path: str | Path) -> bool:
+        """Whether a power failure could change the file."""
+        return bool(self._unsynced.get(str(path)))
+
+    def lose_power(self, chance: random.Random) -> None:
+        """Write to the files what survived. Their inodes are new ones: the dead processes keep theirs."""
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file():
+                self._settle(path, chance)
+        self._unsynced.clear()
+
+    def _settle(self, path: Path, chance: random.Random) -> None:
+        if path.name.endswith("-shm"):
+            path.unlink()
+            return
+        content = bytearray(path.read_bytes())
+        changes = self._unsynced.get(str(path), [])
+        for change in reversed(changes):
+            _undo(content, change)
+        mode = chance.choice(["nothing", "everything", "some", "prefix"])
+        reached = chance.randrange(len(changes) + 1)
+        for number, change in enumerate(changes):
+            if mode == "nothing" or (mode == "prefix" and number > reached):
+                break
+            torn = (mode == "some" and chance.random() < 0.3) or (mode == "prefix" and number == reached)
+            if mode == "some" and chance.random() < 0.4:
+                continue
+            _redo(content, change, chance if torn else None)
+        replacement = path.with_name(path.name + ".new")
+        replacement.write_bytes(content)
+        replacement.chmod(path.stat().st_mode & 0o777)
+        replacement.rename(path)
+
+    # What files call
+
+    def changing(self, path: str, file: apsw.VFSFile, offset: int, data: bytes) -> None:
+        size = file.xFileSize()
+        self._check(path, offset + len(data) > size)
+        before = apsw.VFSFile.xRead(file, min(len(data), size - offset), offset) if offset < size else b""
+        self._unsynced.setdefault(path, []).append(_Change(offset, before, data, size))
+
+    def truncating(self, path: str, file: apsw.VFSFile, to: int) -> None:
+        self._check(path, False)
+        size = file.xFileSize()
+        before = apsw.VFSFile.xRead(file, size - to, to) if to < size else b""
+        self._unsynced.setdefault(path, []).append(_Change(to, before, None, size))
+
+    def synced(self, path: str) -> None:
+        self._check(path, False)
+        self._unsynced.pop(path, None)
+
+    def deleted(self, path: str) -> None:
+        self._unsynced.pop(path, None)
+
+    def _check(self, path: str, grows: bool) -> None:
+        if path.endswith("-shm"):
+            return
+        if self.broken is not None and self.broken in path:
+            self.failures += 1
+            raise apsw.IOError("the simulated disk failed")
+        if self.full and grows:
+            self.failures += 1
+            raise apsw.FullError("the simulated disk is full")
+
+
+def _undo(content: bytearray, change: _Change) -> None:
+    end = change.offset + len(change.before)
+    if len(content) < end:
+        content.extend(bytes(end - len(content)))
+    content[change.offset : end] = change.before
+    if len(content) < change.size_before:
+        content.extend(bytes(change.size_before - len(content)))
+    del content[change.size_before :]
+
+
+def _redo(content: bytearray, change: _Change, torn: random.Random | None) -> None:
+    if change.after is None:
+        if torn is None:
+            del content[change.offset :]
+        return
+    offset, data = change.offset, change.after
+    for begin in range(0, len(data), SECTOR):
+        if torn is not None and torn.random() < 0.5:
+            continue
+        piece = data[begin : begin + SECTOR]
+        at = offset + begin
+        if len(content) < at + len(piece):
+            content.extend(bytes(at + len(piece) - len(content)))
+        content[at : at + len(piece)] = piece
+
+
+class _File(apsw.VFSFile):
+    """A file of one process on one disk."""
+
+    def __init__(self, disk: Disk, process: Process, path: str, name: object, flags: list[int]) -> None:
+        super().__init__("", name, flags)
+        self._disk = disk
+        self._process = process
+        self._path = path
+
+    def _enter(self) -> None:
+        if not self._process.alive:
+            raise apsw.IOError("it is a dead process's")
+        self._process.system_call()
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        self._enter()
+        self._disk.changing(self._path, self, offset, bytes(data))
+        super().xWrite(data, offset)
+
+    def xTruncate(self, size: int) -> None:
+        self._enter()
+        self._disk.truncating(self._path, self, size)
+        super().xTruncate(size)
+
+    def xSync(self, flags: int) -> None:
+        self._enter()
+        self._disk.synced(self._path)
+
+
+class DiskVFS(apsw.VFS):
+    """The VFS over all disks of a world; files are their folder's disk's. ``now_ms`` is the clock of statements."""
+
+    def __init__(self, world: World, now_ms: object) -> None:
+        super().__init__(VFS_NAME, "")
+        self._world = world
+        self._now_ms = now_ms
+        self.disks: list[Disk] = []
+
+    def _disk(self, path: str) -> Disk:
+        return next(disk for disk in self.disks if path.startswith(f"{disk.folder}{os.sep}"))
+
+    def xOpen(self, name: object, flags: list[int]) -> apsw.VFSFile:
+        if name is None:
+            return apsw.VFSFile("", None, flags)
+        path = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
+        process = self._world.process
+        assert process is not None, f"{path} is opened by nobody"
+        return _File(self._disk(path), process, path, name, flags)
+
+    def xDelete(self, name: str, sync: bool) -> None:
+        process = self._world.process
+        if process is None or not process.alive:
+            raise apsw.IOError("it is a dead process's")
+        process.system_call()
+        super().xDelete(name, sync)
+        with suppress(StopIteration):
+            self._disk(name).deleted(name)
+
+    def xCurrentTimeInt64(self) -> int:
+        return self._now_ms() + _JULIAN_EPOCH_MS  # type: ignore[operator]
+
+    def xSleep(self, microseconds: int) -> int:
+        raise AssertionError("SQLite waits for a lock of SQLite's")

@@ -1,0 +1,171 @@
+"""The world in place of the machine: time, threads, queues, randomness, files and sockets of the product."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import apsw
+import pysyncobj.syncobj as library
+
+from django_raftsqlite.dbapi import readers as dbapi_readers
+from django_raftsqlite.dbapi import reading
+from django_raftsqlite.dbapi import transaction as dbapi_transaction
+from django_raftsqlite.node import (
+    applier,
+    catchup,
+    checkpoints,
+    host,
+    lane,
+    latch,
+    origin,
+    patience,
+    process,
+    progress,
+    requests,
+    turns,
+)
+from django_raftsqlite.raft import consensus, driver
+from django_raftsqlite.raft import log as raft_log
+from django_raftsqlite.sqlite import clock, connections, readers
+
+from . import disk
+from .loop import LoopThread
+from .network import Network, Transport
+from .primitives import Threads
+from .world import World
+
+_CLOCKS = (
+    origin, process, lane, host, turns, patience, catchup, applier, checkpoints, clock,
+    dbapi_readers, reading, dbapi_transaction,
+)  # fmt: skip
+_THREADS = (origin, requests, progress, process, lane, host, turns, latch, applier, readers, dbapi_readers)
+_SECRETS = (origin, turns, raft_log, reading, dbapi_transaction)
+
+
+class _Substitute:
+    """A module with some of its names replaced."""
+
+    def __init__(self, module: object, **names: Any) -> None:
+        self._module = module
+        self.__dict__.update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class Log(raft_log.RaftLog):
+    """The real log; it knows by itself what the disk really holds, and may be slow.
+
+    ``terms`` are those of its entries; up to ``proven_index`` no power failure can take them away.
+    """
+
+    simulation: Any
+
+    def __init__(self, path: Any, **arguments: Any) -> None:
+        machine = self.simulation.machine_of(path)
+        self._machine = machine
+        self.proven_index = 0
+        self.terms: dict[int, int] = {}
+        super().__init__(path, **{**arguments, "tail_entries": self.simulation.scenario.tail_entries})
+        rows: Any = self._execute("SELECT idx, term FROM entry")
+        self.terms = dict(rows)
+        self.proven_index = self.last_index
+        machine.opened(self)
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        super().add(command, idx, term)
+        if self.last_index == idx:
+            self.terms[idx] = term
+            for gone in [index for index in self.terms if index > idx] if len(self.terms) > idx else ():
+                del self.terms[gone]
+            self.proven_index = min(self.proven_index, idx - 1)
+
+    def sync(self) -> None:
+        machine = self._machine
+        seconds = machine.sync_seconds()
+        first = seconds * machine.world.random.random()
+        if seconds:
+            machine.world.sleep(first)
+        super().sync()
+        if not self.dirty and not machine.disk.unsynced(f"{self.path}-wal"):
+            self.proven_index = self.last_index
+        if seconds:
+            machine.world.sleep(seconds - first)
+
+
+@contextmanager
+def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.DiskVFS]:
+    """Everything that the product does in this thread belongs to the world, until the block ends."""
+    threads = Threads(world)
+    vfs = disk.DiskVFS(world, clock.now_ms)
+    chance = random.Random(f"product {world.seed}")
+    opened: list[apsw.Connection] = []
+
+    def tracked(kind: Any, *arguments: Any, **keywords: Any) -> Any:
+        connection = kind(*arguments, **keywords)
+        opened.append(connection)
+        owner = world.process
+        if owner is not None:
+            owner.connections.append(connection)
+        return connection
+
+    class BoundLog(Log):
+        pass
+
+    BoundLog.simulation = simulation
+    with ExitStack() as stack:
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, name, value))
+
+        for module in _CLOCKS:
+            put(module, "time", threads.time)
+        for module in _THREADS:
+            put(module, "threading", threads.threading)
+        for module in _SECRETS:
+            put(module, "secrets", threads.secrets)
+        put(applier, "queue", threads.queue)
+        put(host, "os", _Substitute(host.os, getpid=lambda: 4711))
+        put(patience.Patience.__init__, "__defaults__", (threads.time.monotonic,))
+        put(origin.Origin.__init__, "__defaults__", (threads.time.monotonic,))
+        put(
+            checkpoints.Checkpoints.__init__,
+            "__kwdefaults__",
+            {**(checkpoints.Checkpoints.__init__.__kwdefaults__ or {}), "clock": threads.time.monotonic},
+        )
+        put(library, "monotonicTime", threads.time.monotonic)
+        put(library, "random", chance)
+        # Sets of members are gone through in the order of their hashes, which must not be addresses in memory.
+        put(consensus._Member, "__hash__", lambda member: zlib.crc32(member.id.encode()))
+        put(driver, "LoopThread", partial(LoopThread, world))
+        put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, **calls))
+        put(driver, "RaftLog", BoundLog)
+        put(driver, "_lower_switch_interval", lambda: None)
+        put(clock, "VFS_NAME", disk.VFS_NAME)
+        put(clock, "_system_random", chance)
+        put(raft_log, "apsw", _Substitute(apsw, Connection=partial(tracked, apsw.Connection, vfs=disk.VFS_NAME)))
+        put(connections, "Connection", partial(tracked, connections.Connection))
+        logger = logging.getLogger("django_raftsqlite")
+        put(logger, "disabled", True)
+        for child in ("raft", "node", "dbapi", "sqlite"):
+            put(logging.getLogger(f"django_raftsqlite.{child}"), "disabled", True)
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield vfs
+        finally:
+            for connection in opened:
+                with suppress(apsw.Error):
+                    connection.close(True)
+            if collecting:
+                gc.enable()
+            gc.collect()
+            vfs.unregister()
