@@ -32,6 +32,7 @@ class Checks:
         self.decided: dict[RequestId, tuple[int, Status]] = {}
         self.votes: dict[tuple[str, int], str] = {}
         self.elections = 0
+        self.snapshots = 0
 
     def look(self, machine: Machine) -> None:
         """After each step of a machine's host."""
@@ -135,6 +136,14 @@ class Checks:
                 raise Violation(
                     f"request {request.sequence} is {first[1].name} at {first[0]}, {outcome.status.name} at {index}"
                 )
+
+    def installed(self, machine: Machine, state: Any) -> None:
+        """A node has taken over another's state."""
+        found, index = (state.digest, state.base.version), state.applied_index
+        if self.states.get(index, found) != found:
+            raise Violation(f"the copy that {machine.address} took has not the state of index {index}")
+        self.snapshots += 1
+        machine.world.note(f"{machine.address} takes a copy at {index}: {found[1]} {found[0].hex()[:8]}")
 
     def voted(self, address: str, term: int, candidate: str) -> None:
         """A member's vote leaves it."""

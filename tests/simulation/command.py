@@ -18,15 +18,18 @@ SHOWN = 200
 """Lines of a failing seed's trace that are printed without --trace: the last ones."""
 
 
+_COUNTED = ("done", "failed", "unknown", "reads", "entries", "elections", "snapshots", "events")
+
+
 def _run(seed: int) -> tuple[Report, float]:
-    began = time.perf_counter()
+    began = time.process_time()
     report = run(scenarios.make(seed))
     report.trace = []
-    return report, time.perf_counter() - began
+    return report, time.process_time() - began
 
 
 def reports(seeds: range, jobs: int) -> Iterator[tuple[Report, float]]:
-    """The reports of seeds, in their order, and the seconds that each took."""
+    """The reports of seeds, in their order, and the CPU seconds that each took."""
     if jobs == 1:
         yield from map(_run, seeds)
         return
@@ -89,7 +92,16 @@ def _one(seed: int, *, trace: bool, shrinking: bool) -> int:
 
 def _many(seeds: range, jobs: int, *, shrinking: bool) -> int:
     began = time.perf_counter()
-    totals = {"done": 0, "failed": 0, "unknown": 0, "reads": 0, "entries": 0, "elections": 0, "events": 0}
+    totals = {
+        "done": 0,
+        "failed": 0,
+        "unknown": 0,
+        "reads": 0,
+        "entries": 0,
+        "elections": 0,
+        "snapshots": 0,
+        "events": 0,
+    }
     seconds, count = 0.0, 0
     failures: list[Report] = []
     try:
@@ -109,7 +121,7 @@ def _many(seeds: range, jobs: int, *, shrinking: bool) -> int:
         print()
     each = 1000 * seconds / max(count, 1)
     print(
-        f"{count} seeds from {seeds.start} in {time.perf_counter() - began:.0f} s ({each:.0f} ms each): "
+        f"{count} seeds from {seeds.start} in {time.perf_counter() - began:.0f} s ({each:.0f} ms of CPU each): "
         + ", ".join(f"{value} {name}" for name, value in totals.items())
         + f"; {len(failures)} violations"
     )

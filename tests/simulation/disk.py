@@ -6,10 +6,12 @@ SQLite's own; this module only remembers what was written to each file since it 
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -85,24 +87,29 @@ class Disk:
 
     def changing(self, path: str, file: apsw.VFSFile, offset: int, data: bytes) -> None:
         size = file.xFileSize()
-        self._check(path, offset + len(data) > size)
+        self.check(path, offset + len(data) > size)
         before = apsw.VFSFile.xRead(file, min(len(data), size - offset), offset) if offset < size else b""
-        self._unsynced.setdefault(path, []).append(_Change(offset, before, data, size))
+        self.remember(path, _Change(offset, before, data, size))
 
     def truncating(self, path: str, file: apsw.VFSFile, to: int) -> None:
-        self._check(path, False)
+        self.check(path, False)
         size = file.xFileSize()
         before = apsw.VFSFile.xRead(file, size - to, to) if to < size else b""
-        self._unsynced.setdefault(path, []).append(_Change(to, before, None, size))
+        self.remember(path, _Change(to, before, None, size))
+
+    def remember(self, path: str, change: _Change) -> None:
+        """It may be lost before the next sync."""
+        self._unsynced.setdefault(path, []).append(change)
 
     def synced(self, path: str) -> None:
-        self._check(path, False)
+        self.check(path, False)
         self._unsynced.pop(path, None)
 
     def deleted(self, path: str) -> None:
         self._unsynced.pop(path, None)
 
-    def _check(self, path: str, grows: bool) -> None:
+    def check(self, path: str, grows: bool) -> None:
+        """Raise what the disk says to a write."""
         if path.endswith("-shm"):
             return
         if self.broken is not None and self.broken in path:
@@ -166,6 +173,72 @@ class _File(apsw.VFSFile):
     def xSync(self, flags: int) -> None:
         self._enter()
         self._disk.synced(self._path)
+
+
+class Calls:
+    """What stands in for ``os`` where the product writes files without SQLite."""
+
+    def __init__(self, world: World, disks: list[Disk]) -> None:
+        self._world = world
+        self._disks = disks
+        self._paths: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: str | Path, flags: int, mode: int = 0o777) -> int:
+        process = self._enter()
+        descriptor = os.open(path, flags, mode)
+        self._paths[descriptor] = str(path)
+        process.descriptors[descriptor] = None
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        process = self._world.process
+        if process is not None:
+            process.descriptors.pop(descriptor, None)
+        self._paths.pop(descriptor, None)
+        os.close(descriptor)
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        self._enter()
+        disk, path = self._disk(descriptor)
+        size = os.fstat(descriptor).st_size
+        try:
+            disk.check(path, offset + len(data) > size)
+        except apsw.FullError as error:
+            raise OSError(errno.ENOSPC, "the simulated disk is full") from error
+        except apsw.IOError as error:
+            raise OSError(errno.EIO, "the simulated disk failed") from error
+        disk.remember(path, _Change(offset, os.pread(descriptor, len(data), offset), data, size))
+        return os.pwrite(descriptor, data, offset)
+
+    def ftruncate(self, descriptor: int, size: int) -> None:
+        self._enter()
+        disk, path = self._disk(descriptor)
+        before = os.fstat(descriptor).st_size
+        disk.remember(path, _Change(size, os.pread(descriptor, max(before - size, 0), size), None, before))
+        os.ftruncate(descriptor, size)
+
+    def fsync(self, descriptor: int) -> None:
+        self._enter()
+        disk, path = self._disk(descriptor)
+        try:
+            disk.synced(path)
+        except apsw.IOError as error:
+            raise OSError(errno.EIO, "the simulated disk failed") from error
+
+    fdatasync = fsync
+
+    def _enter(self) -> Process:
+        process = self._world.process
+        assert process is not None
+        process.system_call()
+        return process
+
+    def _disk(self, descriptor: int) -> tuple[Disk, str]:
+        path = self._paths[descriptor]
+        return next(disk for disk in self._disks if f"{path}{os.sep}".startswith(f"{disk.folder}{os.sep}")), path
 
 
 class DiskVFS(apsw.VFS):

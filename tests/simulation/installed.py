@@ -5,36 +5,23 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import sys
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any
 from unittest import mock
 
 import apsw
 import pysyncobj.syncobj as library
 
-from django_raftsqlite.dbapi import readers as dbapi_readers
-from django_raftsqlite.dbapi import reading
-from django_raftsqlite.dbapi import transaction as dbapi_transaction
-from django_raftsqlite.node import (
-    applier,
-    catchup,
-    checkpoints,
-    host,
-    lane,
-    latch,
-    origin,
-    patience,
-    process,
-    progress,
-    requests,
-    turns,
-)
+from django_raftsqlite.node import host, process, snapshot_source, snapshot_target
 from django_raftsqlite.raft import consensus, driver
 from django_raftsqlite.raft import log as raft_log
-from django_raftsqlite.sqlite import clock, connections, readers
+from django_raftsqlite.sqlite import clock, connections, copying, wal
 
 from . import disk
 from .loop import LoopThread
@@ -42,12 +29,10 @@ from .network import Network, Transport
 from .primitives import Threads
 from .world import World
 
-_CLOCKS = (
-    origin, process, lane, host, turns, patience, catchup, applier, checkpoints, clock,
-    dbapi_readers, reading, dbapi_transaction,
-)  # fmt: skip
-_THREADS = (origin, requests, progress, process, lane, host, turns, latch, applier, readers, dbapi_readers)
-_SECRETS = (origin, turns, raft_log, reading, dbapi_transaction)
+_OUTSIDE = ("raft.thread", "raft.transport", "raft.session", "raft.handshake", "sqlite.forking", "node.facts")
+"""Modules that are replaced as a whole, are not used, or belong to the process that simulates."""
+
+assert process, "the modules of the node are loaded"
 
 
 class _Substitute:
@@ -88,6 +73,11 @@ class Log(raft_log.RaftLog):
                 del self.terms[gone]
             self.proven_index = min(self.proven_index, idx - 1)
 
+    def restart(self, index: int, term: int) -> None:
+        super().restart(index, term)
+        self.terms = {index: term}
+        self.proven_index = index - 1
+
     def sync(self) -> None:
         machine = self._machine
         seconds = machine.sync_seconds()
@@ -99,6 +89,22 @@ class Log(raft_log.RaftLog):
             self.proven_index = self.last_index
         if seconds:
             machine.world.sleep(seconds - first)
+
+
+def _modules() -> list[ModuleType]:
+    package = "django_raftsqlite."
+    outside = tuple(package + name for name in _OUTSIDE)
+    layers = tuple(package + name for name in ("dbapi", "node", "raft", "sqlite"))
+    return [module for name, module in sorted(sys.modules.items()) if name.startswith(layers) and name not in outside]
+
+
+def _methods(module: ModuleType) -> list[FunctionType]:
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return [function for kind in kinds for function in vars(kind).values() if isinstance(function, FunctionType)]
+
+
+def _clock(threads: Threads, default: Any) -> Any:
+    return threads.time.monotonic if default is time.monotonic else default
 
 
 @contextmanager
@@ -126,21 +132,21 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
         def put(owner: Any, name: str, value: Any) -> None:
             stack.enter_context(mock.patch.object(owner, name, value))
 
-        for module in _CLOCKS:
-            put(module, "time", threads.time)
-        for module in _THREADS:
-            put(module, "threading", threads.threading)
-        for module in _SECRETS:
-            put(module, "secrets", threads.secrets)
-        put(applier, "queue", threads.queue)
+        for module in _modules():
+            for name in ("time", "threading", "queue", "secrets"):
+                if getattr(module, name, None) is sys.modules[name]:
+                    put(module, name, getattr(threads, name))
+            for function in _methods(module):
+                if time.monotonic in (function.__defaults__ or ()):
+                    defaults = tuple(_clock(threads, each) for each in function.__defaults__)
+                    put(function, "__defaults__", defaults)
+                if time.monotonic in (function.__kwdefaults__ or {}).values():
+                    keywords = {name: _clock(threads, each) for name, each in function.__kwdefaults__.items()}
+                    put(function, "__kwdefaults__", keywords)
         put(host, "os", _Substitute(host.os, getpid=lambda: 4711))
-        put(patience.Patience.__init__, "__defaults__", (threads.time.monotonic,))
-        put(origin.Origin.__init__, "__defaults__", (threads.time.monotonic,))
-        put(
-            checkpoints.Checkpoints.__init__,
-            "__kwdefaults__",
-            {**(checkpoints.Checkpoints.__init__.__kwdefaults__ or {}), "clock": threads.time.monotonic},
-        )
+        calls = disk.Calls(world, vfs.disks)
+        for each in (snapshot_source, snapshot_target, copying, wal):
+            put(each, "os", calls)
         put(library, "monotonicTime", threads.time.monotonic)
         put(library, "random", chance)
         # Sets of members are gone through in the order of their hashes, which must not be addresses in memory.

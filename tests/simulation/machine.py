@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +55,10 @@ class Applying(StateMachine):
             self.machine.simulation.checks.applied(self.machine, self, index, outcomes)
         return outcomes
 
+    def install(self, copy: Any, go_on: Any) -> None:
+        super().install(copy, go_on)
+        self.machine.simulation.checks.installed(self.machine, self)
+
 
 class Machine:
     """``process`` hosts the node while there is one; ``host`` is set while it does."""
@@ -77,7 +82,7 @@ class Machine:
         self.applied_seen = 0
         self.place: Any = None
         self._waiting: dict[_Answer, None] = {}
-        self._before: tuple[int, dict[int, int]] | None = None
+        self._before: tuple[int, dict[int, int], int] | None = None
 
     @property
     def config(self) -> NodeConfig:
@@ -90,6 +95,7 @@ class Machine:
             timeout=scenario.timeout,
             wal_limit=scenario.wal_limit,
             lease_timeout=scenario.lease_timeout,
+            log_entries=scenario.log_entries,
         )
 
     @property
@@ -143,7 +149,7 @@ class Machine:
     def opened(self, log: Log) -> None:
         """What it promised before it died must be there."""
         if self._before is not None:
-            proven, terms = self._before
+            proven, terms, _ = self._before
             for index in range(1, proven + 1):
                 if index in terms and log.terms.get(index) != terms[index] and index >= log.first_index:
                     raise Violation(
@@ -169,12 +175,12 @@ class Machine:
         self.place = None
         self.commit_seen = self.applied_seen = 0
         if log is not None:
-            self._before = log.proven_index, dict(log.terms)
+            self._before = log.proven_index, dict(log.terms), log.first_index
         process.kill()
         transport = None if host is None else host._driver._transport
         if transport is not None:
             transport.died()
-        _close_connections(process)
+        _close_files(process)
         for answer in list(self._waiting):
             answer.end(HostLost("the host has ended"), failed=True)
         self._waiting.clear()
@@ -187,7 +193,7 @@ class Machine:
         self.world.note(f"{guest.name} dies")
         self.guests.remove(guest)
         guest.kill()
-        _close_connections(guest)
+        _close_files(guest)
         for session in list(guest.sessions):
             session.drop()
         self.simulation.ended(guest)
@@ -195,8 +201,13 @@ class Machine:
     def holds(self, index: int, term: int) -> bool:
         """Whether the entry is on the disk, whatever happens to the machine."""
         if self.log is not None:
-            return index <= self.log.proven_index and self.log.terms.get(index) == term
-        return self._before is not None and index <= self._before[0] and self._before[1].get(index) == term
+            proven, terms, first = self.log.proven_index, self.log.terms, self.log.first_index
+        elif self._before is not None:
+            proven, terms, first = self._before
+        else:
+            return False
+        # What was cut off the log is in the database, which was synced before.
+        return index < first or (index <= proven and terms.get(index) == term)
 
     # Guests
 
@@ -254,11 +265,15 @@ class _Answer:
             self._world.wake(*self._ticket)
 
 
-def _close_connections(process: Process) -> None:
+def _close_files(process: Process) -> None:
     for connection in process.connections:
         with suppress(Exception):
             connection.close(True)
     process.connections.clear()
+    for descriptor in process.descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+    process.descriptors.clear()
 
 
 class GuestBackend:

@@ -34,6 +34,7 @@ class Network:
         self.sessions: dict[frozenset[str], Session] = {}
         self.peer_faults_expected = False
         self.messages = 0
+        self.voted: Callable[[str, int, str], None] = lambda address, term, candidate: None
 
     def latency(self) -> float:
         return self.random.uniform(*self.delay)
@@ -293,6 +294,10 @@ class Transport:
         session = self.sessions.get(peer)
         if session is None:
             return False
+        if message["type"] == "response_vote":
+            self.network.voted(self.address, message["term"], peer)
+        elif message["type"] == "request_vote":
+            self.network.voted(self.address, message["term"], self.address)
         session.send(self.address, self._encoder.encode(message))
         return True
 

@@ -42,6 +42,7 @@ class Scenario:
     lease_timeout: float = 1.0
     wal_limit: int = 64 * 1024 * 1024
     tail_entries: int = 16384
+    log_entries: int = 10_000
     checkpoint_pages: int = 4000
     small_batches: bool = False
     small_parts: bool = False
@@ -112,6 +113,7 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         lease_timeout=chance.choice([0.3, 1.0]),
         wal_limit=chance.choice([40_000, 64 * 1024 * 1024]),
         tail_entries=chance.choice([4, 16384]),
+        log_entries=chance.choice([5, 30, 10_000]),
         checkpoint_pages=chance.choice([8, 30, 4000]),
         small_batches=chance.random() < 0.4,
         small_parts=chance.random() < 0.3,

@@ -46,6 +46,7 @@ class Report:
     reads: int = 0
     entries: int = 0
     elections: int = 0
+    snapshots: int = 0
     events: int = 0
 
 
@@ -61,6 +62,7 @@ class Simulation:
         self.addresses = tuple(f"n{number}:1" for number in range(scenario.nodes))
         self.machines = [Machine(self, number, address) for number, address in enumerate(self.addresses)]
         self.checks = Checks(self)
+        self.network.voted = self.checks.voted
         self.history = History()
         self.faults = Faults(self)
         self.winding_down = False
@@ -271,6 +273,7 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         reads=history.reads + history.leader_reads,
         entries=simulation.checks.last_committed,
         elections=simulation.checks.elections,
+        snapshots=simulation.checks.snapshots,
         events=world.events,
     )
 

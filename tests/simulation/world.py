@@ -42,6 +42,7 @@ class Process:
         self.wall = 0.0
         self.loop: Any = None
         self.connections: list[Any] = []
+        self.descriptors: dict[int, None] = {}
         self.sessions: dict[Any, None] = {}
         self.after: Callable[[], None] | None = None
         self.on_death: Callable[[], None] = lambda: None
