@@ -178,6 +178,13 @@ class RaftDriver:
         self._with_replica(lambda replica: replica.prefer(willing))
 
     @property
+    def hears_a_quorum(self) -> bool:
+        """Whether this member leads and heard of a quorum within an election timeout; the followers would not elect
+        another one meanwhile (Raft thesis section 4.2.3). Loop thread."""
+        replica = self._replica
+        return replica is not None and self._failed is None and replica.is_leader and replica.leader_alive
+
+    @property
     def giving_way(self) -> bool:
         """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
         return self._replica is not None and self._failed is None and self._replica.giving_way

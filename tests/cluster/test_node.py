@@ -364,6 +364,50 @@ def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Gro
     trio.settle()
 
 
+def test_what_a_transaction_has_locked_stays_locked_while_leadership_moves(tmp_path: Path) -> None:
+    """Every new leader grants the lease to whom it belongs, and lets nobody write past it."""
+    with group(tmp_path, 3, lease_timeout=None) as trio:
+        write(trio.nodes[0], "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        write(trio.nodes[0], "INSERT INTO t VALUES (1, 0)")
+        failures: list[BaseException] = []
+        done: list[int] = []
+        stop = threading.Event()
+
+        def increment(node: ProcessNode) -> None:
+            readers = Readers(node.readers)
+            try:
+                while not stop.is_set():
+                    locked = Transaction(node, readers, 30)
+                    locked.write({}, reason="locked")
+                    ((x,),) = locked.execute("SELECT x FROM t WHERE id = 1", None, writes=False).rows
+                    locked.execute("UPDATE t SET x = ? WHERE id = 1", (x + 1,), writes=True)
+                    locked.commit()
+                    done.append(1)
+                    write(node, "UPDATE t SET x = x + 1 WHERE id = 1", timeout=30)
+                    done.append(1)
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                readers.close()
+
+        threads = [threading.Thread(target=increment, args=(node,)) for node in trio.nodes for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(12):
+                number, before = trio.leader(), len(done)
+                driver = trio.host(number)._driver
+                driver.call(driver._with_replica, lambda replica: replica.transfer_leadership())
+                eventually(lambda before=before: failures or len(done) > before + 20, "writes go on")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(40)
+        assert failures == []
+        assert trio.settle()["term"] > 6, "leadership did move"
+        assert read(trio.nodes[0], "SELECT x FROM t") == [(len(done),)]
+
+
 def test_acknowledged_writes_survive_a_change_of_leader_exactly_once(trio: Group) -> None:
     acknowledged: list[int] = []
     unknown: list[int] = []
