@@ -24,9 +24,9 @@ RECLAIM = 0.5
 class Leader:
     """The leader's office; without effect while another node leads.
 
-    A new leader knows nothing of the lease. Before the members have told it who holds one, and sent again what they had
-    under way, nothing but COMMITs enters the log and nobody is granted the lease: else what a transaction has read under
-    it would change. It does not wait long: safety does not depend on it.
+    A new leader knows nothing of the lease. Before the members have told it who holds one, and sent again what they
+    had under way, nothing but COMMITs enters the log and nobody is granted the lease: else what a transaction has
+    read under it would change. It does not wait long: safety does not depend on it.
 
     ``view`` is kept by the core, ``answer`` sends a message to a member, this one included. The other arguments are
     the core's. ``stopped``: nothing enters the log any more. Owned by the loop thread.
@@ -136,11 +136,8 @@ class Leader:
                 break  # no longer leading: the view will say so, and every node sends its own again
             self._in_flight[place[0]] = [write.request for write in batch]
         # A leader that stood still may have been deposed meanwhile, and would grant what is another's to grant.
-        while (
-            not waits
-            and self._raft.hears_a_quorum
-            and (lease := self.sequencer.next_grant(self._clock())) is not None
-        ):
+        grants = not waits and self._raft.hears_a_quorum
+        while grants and (lease := self.sequencer.next_grant(self._clock())) is not None:
             message = {"type": "node.granted", "lease": lease.id, "index": self._raft.view.last_index}
             if not self._answer(lease.source, message):
                 self.sequencer.release(lease.id)

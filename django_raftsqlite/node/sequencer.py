@@ -45,8 +45,8 @@ class Lease:
     A node holds it for a run of its own transactions, and keeps it until others want it. ``active`` (seconds) is
     when the holder was last heard of; ``who`` describes the transaction at work for messages ("node
     127.0.0.1:7101, process 4711, for 0.2 s: UPDATE ..."); ``asked`` is true once its node was told that others wait;
-    ``arrived`` is its place in the order of arrival. ``held`` says that a transaction is at work under it already, since
-    an earlier leader, or this one in an earlier session, granted it from that log index on.
+    ``arrived`` is its place in the order of arrival. ``held`` says that a transaction is at work under it already,
+    since an earlier leader, or this one in an earlier session, granted it from that log index on.
     """
 
     id: bytes
@@ -119,8 +119,8 @@ class Sequencer:
         """Queue a claim; a repeated claim (re-sent by its node) keeps its place, and one that was deferred is ready.
 
         One under which a transaction is at work goes before those that have not begun: what that one has read under
-        the lease would change else. One with ``nowait`` is refused when others wait already. Else the holder's node is
-        asked: it may have nothing at work, and :meth:`busy` is what it says otherwise.
+        the lease would change else. One with ``nowait`` is refused when others wait already. Else the holder's node
+        is asked: it may have nothing at work, and :meth:`busy` is what it says otherwise.
         """
         if self.holder is not None and self.holder.id == lease.id:
             return None
