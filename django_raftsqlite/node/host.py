@@ -174,7 +174,7 @@ class HostedNode:
         attempt = Attempt(request, self._patience.now() + timeout)
         self._requests.add(attempt)
         try:
-            self._driver.call(self._core.submit, attempt)
+            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
             sent()
             settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
         finally:
