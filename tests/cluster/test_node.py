@@ -27,6 +27,7 @@ from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig, WriteSessio
 from django_raftsqlite.node.attached import AttachedSession
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.registry import attach_node
+from django_raftsqlite.node.requests import OriginClosed
 from django_raftsqlite.sqlite.entry import (
     Result,
     Statement,
@@ -522,6 +523,22 @@ def hosted(tmp_path: Path) -> Iterator[ProcessNode]:
     write(node, "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
     yield node
     node.close()
+
+
+def test_a_request_of_an_origin_that_is_closed_goes_out_anew_only_if_it_was_sent_once(tmp_path: Path) -> None:
+    """Sent before, it may have been executed, and the memory of it gone with its origin: nobody may call it new."""
+    with group(tmp_path, 1) as alone:
+        node = alone.nodes[0]
+        write(node, "CREATE TABLE t (x)")
+        encode = node.encoder((statement("INSERT INTO t VALUES (1)"),), None, {}, solo=False)
+        node.origin.renew(node.origin.id)  # the group does not know the next one
+        request = node.origin.create(encode, solo=False)
+        with pytest.raises(OriginClosed):
+            node.backend().execute(request, timeout=10)
+        request = node.origin.create(encode, solo=False)
+        request.sent = True
+        assert node.backend().execute(request, timeout=10).status is Status.REFUSED
+        assert read(node, "SELECT * FROM t") == []
 
 
 def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host(hosted: ProcessNode) -> None:

@@ -100,6 +100,20 @@ def test_a_holders_node_is_told_once_that_others_wait_and_for_how_long_it_may_go
     assert sequencer.wanted(0.0) is None
 
 
+def test_the_lease_is_granted_only_behind_the_commits_that_came_before() -> None:
+    """The grant is good from the last entry in the log on, and would begin before them else."""
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"))
+    assert sequencer.next_grant(0.0) is not None
+    assert sequencer.commit(b"L1", write("tx")) is None
+    sequencer.request_lease(lease("L2", source="b"))
+    sequencer.release(b"L1")
+    assert sequencer.next_grant(0.0) is None
+    assert names(sequencer.next_batch()[0]) == ["tx"]
+    granted = sequencer.next_grant(0.0)
+    assert granted is not None and granted.id == b"L2"
+
+
 def test_a_commit_whose_lease_went_to_another_is_refused_as_a_conflict() -> None:
     sequencer = Sequencer(1.0)
     sequencer.request_lease(lease("L2", source="b"))
