@@ -97,9 +97,9 @@ class Claim:
 class Core:
     """Routes this node's requests, claims and read barriers to the leader; ``leader`` is what it does when it leads.
 
-    ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch; ``patience`` is the clock of deadlines.
-    ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told of this node.
-    ``room`` is false while apply lags so far behind that nothing new should enter the log.
+    ``clock`` gives monotonic seconds, ``log_time`` the next entry's time in milliseconds; ``patience`` is the clock
+    of deadlines. ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told
+    of this node. ``room`` is false while apply lags so far behind that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -114,7 +114,7 @@ class Core:
         *,
         lease_timeout: float | None,
         clock: Callable[[], float],
-        wall: Callable[[], int],
+        log_time: Callable[[], int],
         progress: Callable[[], Message],
         applied: Callable[[], int],
         room: Callable[[], bool] = lambda: True,
@@ -144,7 +144,7 @@ class Core:
             lease_timeout=lease_timeout,
             clock=clock,
             patience=self._patience,
-            wall=wall,
+            log_time=log_time,
             room=room,
         )
         self.peers: dict[str, Message] = {}

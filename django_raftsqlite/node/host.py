@@ -28,6 +28,7 @@ from .facts import handshake_facts
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
+from .logtime import LogTime
 from .messages import Message
 from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
@@ -112,7 +113,7 @@ class HostedNode:
             self._turns,
             lease_timeout=config.lease_timeout,
             clock=time.monotonic,
-            wall=lambda: time.time_ns() // 1_000_000,
+            log_time=LogTime(lambda: machine.time).now,
             progress=self._progress,
             applied=lambda: self._applied.index,
             room=lambda: self._applier.room() and not self._driver.giving_way,

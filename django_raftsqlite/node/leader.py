@@ -40,14 +40,14 @@ class Leader:
         lease_timeout: float | None,
         clock: Callable[[], float],
         patience: Callable[[], float],
-        wall: Callable[[], int],
+        log_time: Callable[[], int],
         room: Callable[[], bool],
     ) -> None:
         self._raft = raft
         self._answer = answer
         self._clock = clock
         self._patience = patience
-        self._wall = wall
+        self._log_time = log_time
         self._room = room
         self._in_flight: dict[int, list[bytes]] = {}
         self._time = 0
@@ -129,7 +129,7 @@ class Leader:
             batch, solo = self.sequencer.next_batch(commits_alone=waits)
             if not batch:
                 break
-            self._time = max(self._time, self._wall())
+            self._time = max(self._time, self._log_time())
             entry = encode_entry(Entry(self._time, tuple(write.item for write in batch), solo))
             place = self._raft.propose(entry)
             if place is None:

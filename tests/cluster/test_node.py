@@ -518,11 +518,22 @@ def test_a_node_that_cannot_apply_fails_alone_and_says_why(trio: Group, monkeypa
 
 @pytest.fixture
 def hosted(tmp_path: Path) -> Iterator[ProcessNode]:
-    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",), lease_timeout=None)
     node = ProcessNode(config)
     write(node, "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
     yield node
     node.close()
+
+
+def test_a_wall_clock_that_jumps_makes_nobody_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log time, by which idle origins are closed, moves by no more than the time that passed."""
+    with group(tmp_path, 1) as alone:
+        write(alone.nodes[0], "CREATE TABLE t (x)")
+        machine = alone.host(0)._applier._machine
+        before, now = machine.time, time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: now() + 3_600 * 10**9)
+        write(alone.nodes[0], "INSERT INTO t VALUES (1)")
+        assert 0 <= machine.time - before < 1_800_000
 
 
 def test_a_request_of_an_origin_that_is_closed_goes_out_anew_only_if_it_was_sent_once(tmp_path: Path) -> None:

@@ -319,6 +319,8 @@ def test_large_answers_are_remembered_as_a_digest(db: dbapi.Connection, node: Di
     assert read.complete
     node.foreign("INSERT INTO note VALUES (1)")
     db.execute("INSERT INTO note VALUES (2)")
+    assert len(rows(db, "SELECT i FROM number")) == 1000
+    assert executor.transaction._script._items[-1]._kept is None, "nor are those that came at once"
     db.rollback()
 
 

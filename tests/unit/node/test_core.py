@@ -70,7 +70,7 @@ class Group:
                 self.turns[a],
                 lease_timeout=lease_timeout,
                 clock=lambda: self.now,
-                wall=lambda: int(self.now * 1000),
+                log_time=lambda: int(self.now * 1000),
                 progress=dict,
                 applied=partial(self.applied.__getitem__, a),
             )

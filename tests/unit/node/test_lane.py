@@ -125,6 +125,17 @@ def test_nothing_is_based_on_a_transaction_whose_author_gave_up(lane: Lane) -> N
     assert lane.run(turn, "SELECT x FROM t").rows == [(1,)]
 
 
+def test_what_lies_on_a_transaction_that_failed_is_gone_with_it(lane: Lane) -> None:
+    """Also when it gives the same answers on what is there now: its base names the one that failed."""
+    first = lane.commit_next("UPDATE t SET x = x + 1")
+    lane.commit_next("UPDATE t SET x = x * 10")
+    lane.apply(lane.replica.next("UPDATE t SET x = 50", low_water=1))
+    lane.applied(first)
+    turn, base = lane.begin()
+    assert base == lane.replica.machine.base
+    assert lane.run(turn, "SELECT x FROM t").rows == [(50,)]
+
+
 @pytest.mark.parametrize("sql", ["CREATE TABLE u (x)", f"UPDATE t SET x = '{'x' * 70_000}'"], ids=["schema", "large"])
 def test_nothing_lies_on_a_change_of_the_schema_or_a_large_transaction(lane: Lane, sql: str) -> None:
     """To run it again whenever something is applied would take longer than to wait for it."""
