@@ -134,9 +134,9 @@ def test_a_response_may_stream_rows_after_its_transaction_has_ended(writes: bool
         if writes:
             Event.objects.create(text="seen")
     Account.objects.update(balance=F("balance") + 1)
+    assert Account.objects.get(pk=first.pk).balance == 1, "a read beside it is none of its transaction's"
     balances = [first.balance, *(account.balance for account in streamed)]
     assert balances == list(range(3000)), "of the one state that its transaction saw"
-    assert Account.objects.get(pk=first.pk).balance == 1
 
 
 def test_rows_that_are_read_while_they_are_changed_show_the_changes() -> None:
