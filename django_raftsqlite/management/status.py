@@ -31,6 +31,9 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "") + _shy(host)),
         ("write lease", status.get("lease") or "free"),
     ]
+    if (origins := status.get("origins")) is not None:
+        parts = f", parts of {status['parted']} transactions" if status.get("parted") else ""
+        pairs.append(("requests", f"{status.get('outcomes')} outcomes kept for {origins} origins{parts}"))
     wal = status.get("wal_bytes")
     if wal is not None:
         age = status.get("oldest_snapshot")

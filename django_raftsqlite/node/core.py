@@ -82,22 +82,24 @@ class LeasePort(Protocol):
 class Claim:
     """The node's wish for the write lease, or its hold on it.
 
-    ``deferred``: the log index that is to be applied here before the leader offers it again.
+    ``held`` is the log index from which on it was granted; ``deferred`` the one that is to be applied here before
+    the leader offers it again.
     """
 
     id: bytes
     who: str
     nowait: bool
     sent_to: tuple[str, int] | None = None
+    held: int | None = None
     deferred: int | None = None
 
 
 class Core:
     """Routes this node's requests, claims and read barriers to the leader; ``leader`` is what it does when it leads.
 
-    ``clock`` gives monotonic seconds, ``wall`` milliseconds since the epoch; ``patience`` is the clock of deadlines.
-    ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told of this node.
-    ``room`` is false while apply lags so far behind that nothing new should enter the log.
+    ``clock`` gives monotonic seconds, ``log_time`` the next entry's time in milliseconds; ``patience`` is the clock
+    of deadlines. ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told
+    of this node. ``room`` is false while apply lags so far behind that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -112,7 +114,7 @@ class Core:
         *,
         lease_timeout: float | None,
         clock: Callable[[], float],
-        wall: Callable[[], int],
+        log_time: Callable[[], int],
         progress: Callable[[], Message],
         applied: Callable[[], int],
         room: Callable[[], bool] = lambda: True,
@@ -142,7 +144,7 @@ class Core:
             lease_timeout=lease_timeout,
             clock=clock,
             patience=self._patience,
-            wall=wall,
+            log_time=log_time,
             room=room,
         )
         self.peers: dict[str, Message] = {}
@@ -151,6 +153,7 @@ class Core:
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "node.submit": self.leader.on_submit,
             "node.lease": self.leader.on_lease,
+            "node.told": self.leader.on_told,
             "node.granted": self._on_granted,
             "node.refused": self._on_refused,
             "node.release": self.leader.on_release,
@@ -293,6 +296,7 @@ class Core:
             if self._claim is not None and not self._lease.unsure():
                 self._claim = None
             self._resend()
+            self._to_leader({"type": "node.told"})
         self.leader.pump()
 
     def on_message(self, peer: str, message: Message) -> None:
@@ -399,7 +403,14 @@ class Core:
         if claim is None or self._view.leader is None or claim.sent_to == target:
             return
         claim.sent_to, claim.deferred = target, None
-        message = {"type": "node.lease", "lease": claim.id, "who": claim.who, "nowait": claim.nowait}
+        who = self._lease.who()
+        message = {
+            "type": "node.lease",
+            "lease": claim.id,
+            "who": who or claim.who,
+            "nowait": claim.nowait,
+            "held": None if who is None else claim.held,
+        }
         if not self._to_leader(message) and self._claim is claim:
             claim.sent_to = None
 
@@ -441,10 +452,16 @@ class Core:
 
     # From the leader --------------------------------------------------------------------------------------
 
-    def _on_granted(self, _peer: str, message: Message) -> None:
-        claim = self._claim
-        if claim is None or claim.id != message["lease"] or not self._lease.granted(claim.id, message["index"]):
+    def _on_granted(self, peer: str, message: Message) -> None:
+        claim, index = self._claim, message["index"]
+        if claim is None or claim.id != message["lease"]:
             self._to_leader({"type": "node.release", "lease": message["lease"]})
+        elif self._view.leader not in {peer, None}:
+            pass  # no longer its to grant: the present leader was asked when it became known
+        elif self._lease.granted(claim.id, index):
+            claim.held = index
+        else:
+            self._to_leader({"type": "node.release", "lease": claim.id})
 
     def _on_wanted(self, _peer: str, message: Message) -> None:
         claim = self._claim

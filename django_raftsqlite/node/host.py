@@ -28,6 +28,7 @@ from .facts import handshake_facts
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
+from .logtime import LogTime
 from .messages import Message
 from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
@@ -114,7 +115,7 @@ class HostedNode:
             self._turns,
             lease_timeout=config.lease_timeout,
             clock=time.monotonic,
-            wall=lambda: time.time_ns() // 1_000_000,
+            log_time=LogTime(lambda: machine.time).now,
             progress=self._progress,
             applied=lambda: self._applied.index,
             room=lambda: self._applier.room() and not self._driver.giving_way,
@@ -185,7 +186,7 @@ class HostedNode:
         attempt = Attempt(request, self._patience.now() + timeout)
         self._requests.add(attempt)
         try:
-            self._driver.call(self._core.submit, attempt)
+            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
             sent()
             settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
         finally:

@@ -77,7 +77,7 @@ class ScratchLane:
                     self._turn.lost = self._turn.lost or "another transaction of this node got the write lease"
                 self._scratch_back()
             self._turn = turn
-            with self._busy(turn):
+            with _Busy(turn):
                 while True:
                     turn.moved = False
                     base = None if self._applying else self._stack_unless_interrupted(pragmas)
@@ -96,7 +96,7 @@ class ScratchLane:
         Raises Moved or LeaseLost; then nothing of the transaction is on scratch.
         """
         results: list[Ran] = []
-        with self._working(turn):
+        with self._mutex, _Working(self, turn):
             for statement in statements:
                 try:
                     results.append(self._scratch.execute(statement))
@@ -112,7 +112,7 @@ class ScratchLane:
 
     def open_foreign_keys(self, turn: Turn) -> bool:
         """Whether a deferred foreign key is open, so that COMMIT would fail. Raises Moved or LeaseLost."""
-        with self._working(turn):
+        with self._mutex, _Working(self, turn):
             return self._scratch.deferred_violations() != 0
 
     def leave(self, turn: Turn) -> None:
@@ -124,7 +124,7 @@ class ScratchLane:
 
     def commits(self, turn: Turn, request: Request) -> None:
         """Its COMMIT is about to be sent: the next transaction lies on top of it. Raises Moved or LeaseLost."""
-        with self._working(turn):
+        with self._mutex, _Working(self, turn):
             alone = request.solo or self._scratch.changed_schema or turn.worked > MOST_WORK
             alone = alone or len(request.payload) > MOST_BYTES
             self._turn = None
@@ -267,27 +267,48 @@ class ScratchLane:
         if turn.moved and self._turn is turn:
             raise Moved
 
-    @contextmanager
-    def _working(self, turn: Turn) -> Iterator[None]:
-        with self._mutex:
-            if self._turn is not turn:
-                turn.lost = turn.lost or "its place was taken"
-            self._check(turn)
-            with self._busy(turn):
-                try:
-                    yield
-                except apsw.InterruptError:
-                    # Also one that was meant for the statement before: the transaction is run again.
-                    self._scratch_back()
-                    self._check(turn)
+    def _check_place(self, turn: Turn) -> None:
+        if self._turn is not turn:
+            turn.lost = turn.lost or "its place was taken"
+        self._check(turn)
 
-    @contextmanager
-    def _busy(self, turn: Turn) -> Iterator[None]:
-        turn.busy = True
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            turn.busy = False
-            turn.used = time.monotonic()
-            turn.worked += turn.used - began
+
+class _Busy:
+    """The time for which a turn works on scratch. A class, since one of them is made for every statement."""
+
+    __slots__ = ("_began", "_turn")
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+        self._turn.busy = True
+
+    def __exit__(self, *_: object) -> None:
+        turn = self._turn
+        turn.busy = False
+        turn.used = time.monotonic()
+        turn.worked += turn.used - self._began
+
+
+class _Working(_Busy):
+    """As :class:`_Busy`, under the lane's mutex, where the turn's transaction is on scratch."""
+
+    __slots__ = ("_lane",)
+
+    def __init__(self, lane: ScratchLane, turn: Turn) -> None:
+        super().__init__(turn)
+        self._lane = lane
+
+    def __enter__(self) -> None:
+        self._lane._check_place(self._turn)
+        super().__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        if isinstance(exc_info[1], apsw.InterruptError):
+            # Also one that was meant for the statement before: the transaction is run again.
+            self._lane._scratch_back()
+            self._lane._check(self._turn)

@@ -17,8 +17,16 @@ PARTS_IDLE_MILLISECONDS = 300_000
 SENDING = 1.0  # seconds within which the next part of a large transaction comes
 
 
+RECLAIM = 0.5
+"""Seconds that a new leader gives the members to tell it what they have under way."""
+
+
 class Leader:
     """The leader's office; without effect while another node leads.
+
+    A new leader knows nothing of the lease. Before the members have told it who holds one, and sent again what they
+    had under way, nothing but COMMITs enters the log and nobody is granted the lease: else what a transaction has
+    read under it would change. It does not wait long: safety does not depend on it.
 
     ``view`` is kept by the core, ``answer`` sends a message to a member, this one included. The other arguments are
     the core's. ``stopped``: nothing enters the log any more. Owned by the loop thread.
@@ -32,18 +40,20 @@ class Leader:
         lease_timeout: float | None,
         clock: Callable[[], float],
         patience: Callable[[], float],
-        wall: Callable[[], int],
+        log_time: Callable[[], int],
         room: Callable[[], bool],
     ) -> None:
         self._raft = raft
         self._answer = answer
         self._clock = clock
         self._patience = patience
-        self._wall = wall
+        self._log_time = log_time
         self._room = room
         self._in_flight: dict[int, list[bytes]] = {}
         self._time = 0
         self._sending: tuple[bytes, float, float] | None = None  # a lease, its transaction's first and latest part
+        self._untold: set[str] = set()
+        self._wait_until = 0.0
         self.sequencer = Sequencer(lease_timeout)
         self.view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self.stopped = False
@@ -56,7 +66,17 @@ class Leader:
             self._in_flight.clear()
         if view.role == "leader":
             for gone in before.connected - view.connected:
+                self._untold.discard(gone)
+                if self.sequencer.holder is not None and self.sequencer.holder.source == gone:
+                    self._wait_for({gone})  # it may be back at once, with its transaction still at work
                 self.sequencer.forget_source(gone)
+            if before.role != "leader" or view.term != before.term:
+                self._untold.clear()
+                self._wait_for({*view.connected, view.leader or ""})
+
+    def _wait_for(self, members: set[str]) -> None:
+        self._untold |= members
+        self._wait_until = self._clock() + RECLAIM
 
     def on_committed(self, index: int) -> None:
         """An entry is committed: the next batch may go."""
@@ -104,17 +124,20 @@ class Leader:
         """Let go what may go: the next entry, the lease to the next in line, the word that others wait."""
         if self.view.role != "leader" or not self.view.established or self.stopped:
             return
+        waits = bool(self._untold) and self._clock() < self._wait_until
         while not self._in_flight and self._room():
-            batch, solo = self.sequencer.next_batch()
+            batch, solo = self.sequencer.next_batch(commits_alone=waits)
             if not batch:
                 break
-            self._time = max(self._time, self._wall())
+            self._time = max(self._time, self._log_time())
             entry = encode_entry(Entry(self._time, tuple(write.item for write in batch), solo))
             place = self._raft.propose(entry)
             if place is None:
                 break  # no longer leading: the view will say so, and every node sends its own again
             self._in_flight[place[0]] = [write.request for write in batch]
-        while (lease := self.sequencer.next_grant(self._clock())) is not None:
+        # A leader that stood still may have been deposed meanwhile, and would grant what is another's to grant.
+        grants = not waits and self._raft.hears_a_quorum
+        while grants and (lease := self.sequencer.next_grant(self._clock())) is not None:
             message = {"type": "node.granted", "lease": lease.id, "index": self._raft.view.last_index}
             if not self._answer(lease.source, message):
                 self.sequencer.release(lease.id)
@@ -180,13 +203,20 @@ class Leader:
         """A claim on the write lease."""
         if self.view.role != "leader":
             return
-        refusal = self.sequencer.request_lease(Lease(message["lease"], peer, message["who"], message["nowait"]))
+        claim = Lease(message["lease"], peer, message["who"], message["nowait"], held=message["held"])
+        refusal = self.sequencer.request_lease(claim)
         if refusal is not None:
             self._refuse(refusal)
         holder = self.sequencer.holder
         if holder is not None and holder.asked and holder.source != peer:
             self._answer(peer, {"type": "node.held", "who": holder.who})
         self.pump()
+
+    def on_told(self, peer: str, message: Message) -> None:
+        """A member has sent again what it has under way."""
+        if self.view.role == "leader" and message["term"] == self.view.term:
+            self._untold.discard(peer)
+            self.pump()
 
     def on_release(self, _peer: str, message: Message) -> None:
         """A lease is given back."""

@@ -16,6 +16,10 @@ class RaftPort(Protocol):
     @property
     def view(self) -> RaftView: ...
 
+    @property
+    def hears_a_quorum(self) -> bool:
+        """Whether this member leads and has heard of a quorum so lately that no other can have been elected since."""
+
     def propose(self, payload: bytes) -> tuple[int, int] | None: ...
 
     def send(self, peer: str, message: Message) -> bool: ...

@@ -45,7 +45,8 @@ class Lease:
     A node holds it for a run of its own transactions, and keeps it until others want it. ``active`` (seconds) is
     when the holder was last heard of; ``who`` describes the transaction at work for messages ("node
     127.0.0.1:7101, process 4711, for 0.2 s: UPDATE ..."); ``asked`` is true once its node was told that others wait;
-    ``arrived`` is its place in the order of arrival.
+    ``arrived`` is its place in the order of arrival. ``held`` says that a transaction is at work under it already,
+    since an earlier leader, or this one in an earlier session, granted it from that log index on.
     """
 
     id: bytes
@@ -56,6 +57,7 @@ class Lease:
     active: float = 0.0
     asked: bool = False
     arrived: int = 0
+    held: int | None = None
 
     def run(self, now: float) -> float:
         """Seconds for which the holder may go on to begin transactions while others wait."""
@@ -116,8 +118,9 @@ class Sequencer:
     def request_lease(self, lease: Lease) -> Refusal | None:
         """Queue a claim; a repeated claim (re-sent by its node) keeps its place, and one that was deferred is ready.
 
-        One with ``nowait`` is refused when others wait already. Else the holder's node is asked: it may have
-        nothing at work, and :meth:`busy` is what it says otherwise.
+        One under which a transaction is at work goes before those that have not begun: what that one has read under
+        the lease would change else. One with ``nowait`` is refused when others wait already. Else the holder's node
+        is asked: it may have nothing at work, and :meth:`busy` is what it says otherwise.
         """
         if self.holder is not None and self.holder.id == lease.id:
             return None
@@ -125,6 +128,9 @@ class Sequencer:
             self._put_back(lease.id)
             return None
         if any(waiting.id == lease.id for waiting in self.waiting()):
+            return None
+        if lease.held is not None:
+            self._reclaim(lease, lease.held)
             return None
         if lease.nowait and self._queue:
             return self._nowait(lease)
@@ -193,13 +199,16 @@ class Sequencer:
             return lease
         return None
 
-    def next_batch(self) -> tuple[list[Write], bool]:
-        """The writes of the next entry, and whether it is a solo one; empty when nothing may go."""
+    def next_batch(self, *, commits_alone: bool = False) -> tuple[list[Write], bool]:
+        """The writes of the next entry, and whether it is a solo one; empty when nothing may go.
+
+        ``commits_alone``: only COMMITs may.
+        """
         source: deque[Write] | deque[Write | Lease]
         batch: list[Write] = []
         size = 0
         for source in (self._commits, self._queue):
-            if source is self._queue and self.holder is not None:
+            if source is self._queue and (commits_alone or self.holder is not None):
                 break
             while source and isinstance(source[0], Write):
                 write = source[0]
@@ -251,6 +260,11 @@ class Sequencer:
         self._known.clear()
         self._behind.clear()
         self.holder = None
+
+    def _reclaim(self, lease: Lease, held: int) -> None:
+        """Of two that say that they hold it, the one that was granted it later is right."""
+        later = takewhile(lambda i: isinstance(i, Lease) and i.held is not None and i.held >= held, self._queue)
+        self._queue.insert(sum(1 for _ in later), lease)
 
     def _put_back(self, lease: bytes) -> None:
         """It was the first when it was deferred, so only those that were deferred as well may be before it."""

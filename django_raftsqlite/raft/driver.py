@@ -122,6 +122,14 @@ class RaftDriver:
         """Run ``fn(*args)`` on the loop soon, in the order of the calls; False when there is no loop, or no more."""
         return self._thread.call(fn, *args)
 
+    def leave(self, fn: Callable[..., object], *args: Any) -> bool:
+        """As :meth:`call`, and in order with it, for what has to wait for the entry under way, if there is one.
+
+        Then it is run before that entry is handed on, with the acknowledgement that commits it or any other event:
+        the loop need not be woken for it. With no entry under way it is the same as :meth:`call`.
+        """
+        return self._thread.leave(fn, *args)
+
     # Loop thread
 
     @property
@@ -217,6 +225,13 @@ class RaftDriver:
         self._with_replica(lambda replica: replica.prefer(willing))
 
     @property
+    def hears_a_quorum(self) -> bool:
+        """Whether this member leads and heard of a quorum within an election timeout; the followers would not elect
+        another one meanwhile (Raft thesis section 4.2.3). Loop thread."""
+        replica = self._replica
+        return replica is not None and self._failed is None and replica.is_leader and replica.leader_alive
+
+    @property
     def giving_way(self) -> bool:
         """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
         return self._replica is not None and self._failed is None and self._replica.giving_way
@@ -279,6 +294,7 @@ class RaftDriver:
 
     async def _close(self) -> None:
         self._stopping = True
+        self._expect()
         if self._timer is not None:
             self._timer.cancel()
         if self._closing_transport is not None:
@@ -383,6 +399,7 @@ class RaftDriver:
     def _settle(self) -> None:
         """Make durable, send, and deliver what the last events brought about."""
         self._settle_wanted = False
+        self._thread.run_calls()
         self._forgive_stall()
         self._with_replica(lambda replica: replica.flush())
         self._deliver()
@@ -391,6 +408,11 @@ class RaftDriver:
             # Behind what on_commit put on the loop: the next entries, if there are any, tell it as well.
             self._commit_untold = True
             self.loop.call_soon(self._tell_commit)
+        self._expect()
+
+    def _expect(self) -> None:
+        replica = None if self._failed is not None or self._stopping else self._replica
+        self._thread.expect(replica is not None and replica.awaits_acknowledgement)
 
     def _tell_commit(self) -> None:
         self._commit_untold = False
@@ -464,6 +486,7 @@ class RaftDriver:
         self._close_replica()
         self._deliver()
         self._announce()
+        self._expect()
 
 
 def _nowhere(_peer: str, _message: dict[str, Any]) -> bool:

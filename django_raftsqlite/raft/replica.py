@@ -352,6 +352,11 @@ class Replica:
         self._reads_begin()
 
     @property
+    def awaits_acknowledgement(self) -> bool:
+        """This member leads, and an entry of its log is not committed yet."""
+        return self.is_leader and self.last_index > self.commit_index
+
+    @property
     def announcement_due(self) -> bool:
         """The followers are still to be told of the newest commit index."""
         return self._raft.announcement_due

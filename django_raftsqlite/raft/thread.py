@@ -45,6 +45,7 @@ class LoopThread:
         self._stop_lock = threading.Lock()
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._awake = False
+        self.expects = False
         self._stopper: asyncio.Task[None] | None = None
 
     @property
@@ -86,14 +87,32 @@ class LoopThread:
         if loop is None or loop.is_closed():
             return False
         self._inbox.append((fn, args))
-        if not self._awake:
-            # Cleared before the inbox is read, so that whoever finds it set will be seen.
-            self._awake = True
+        return self._wake(loop)
+
+    def leave(self, fn: Callable[..., object], *args: Any) -> bool:
+        """As :meth:`call`, and in order with it; but while ``expects`` is true the loop is not woken for it."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return False
+        self._inbox.append((fn, args))
+        # Looked at after the append, as the loop looks at the inbox after it has changed it.
+        return self.expects or self._wake(loop)
+
+    def run_calls(self) -> None:
+        """Run the calls that are here. Loop thread."""
+        for _ in range(len(self._inbox)):
+            fn, args = self._inbox.popleft()
             try:
-                loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # closed this very moment
-                return False
-        return True
+                fn(*args)
+            except Exception:
+                logger.exception("A call on the loop failed")
+
+    def expect(self, expects: bool) -> None:
+        """Say whether something is about to happen on the loop, at which
+        :meth:`run_calls` is called. Loop thread."""
+        self.expects = expects
+        if self._inbox and not expects:
+            self._wake(self.loop)
 
     def leave_to_parent(self) -> None:
         """In a forked child: close this process's copies of the sockets, without a word to anybody.
@@ -151,13 +170,18 @@ class LoopThread:
 
     def _drain(self) -> None:
         self._awake = False
-        for _ in range(len(self._inbox)):
-            fn, args = self._inbox.popleft()
-            try:
-                fn(*args)
-            except Exception:
-                logger.exception("A call on the loop failed")
+        self.run_calls()
         self._after_calls()
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> bool:
+        if not self._awake:
+            # Cleared before the inbox is read, so that whoever finds it set will be seen.
+            self._awake = True
+            try:
+                loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # closed this very moment
+                return False
+        return True
 
 
 def _leave_to_parent() -> None:

@@ -149,7 +149,7 @@ class Item(NamedTuple):
 
 @dataclass(slots=True)
 class Entry:
-    """``time`` is the leader's log time in ms since the epoch (never goes back)."""
+    """``time`` is the leader's log time in ms (never goes back)."""
 
     time: int
     items: tuple[Item, ...]

@@ -105,6 +105,11 @@ class StateMachine:
         return self._state.applied_term
 
     @property
+    def time(self) -> int:
+        """Log time (milliseconds) of the newest entry in the file; any thread."""
+        return self._state.time
+
+    @property
     def base(self) -> Base:
         """The identity of the committed state."""
         return self._state.base

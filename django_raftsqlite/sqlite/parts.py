@@ -91,6 +91,9 @@ def encode_pieces(transaction: Transaction, *, limit: int, part_bytes: int = PAR
             pieces.clear()
             rest.clear()
             continue
+        if len(rest) + len(chunk) <= part_bytes:
+            rest += chunk
+            continue
         view = memoryview(chunk)
         while len(rest) + len(view) > part_bytes:
             room = part_bytes - len(rest)

@@ -250,6 +250,21 @@ def test_audit_a9_calls_from_other_threads_run_on_the_loop_in_their_order(tmp_pa
         assert member.threads == {f"raftsqlite {member.address}"}
 
 
+def test_what_is_left_for_an_entry_that_nobody_acknowledges_is_run_all_the_same(tmp_path: Path) -> None:
+    """The loop is not woken for it, but it does not sleep for long."""
+    with Group(tmp_path) as group:
+        leader = group.start().leader()
+        driver = leader.driver
+        assert driver is not None
+        for member in group.members:
+            if member is not leader:
+                member.stop(hand_over=False)
+        assert leader.propose(b"alone")
+        ran = threading.Event()
+        assert driver.leave(ran.set)
+        assert ran.wait(20)
+
+
 def test_callbacks_may_propose_read_and_send(tmp_path: Path) -> None:
     """A callback is never made from inside the replica, so that it may use everything."""
 

@@ -27,6 +27,7 @@ from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig, WriteSessio
 from django_raftsqlite.node.attached import AttachedSession
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.registry import attach_node
+from django_raftsqlite.node.requests import OriginClosed
 from django_raftsqlite.sqlite.entry import (
     Result,
     Statement,
@@ -364,6 +365,50 @@ def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Gro
     trio.settle()
 
 
+def test_what_a_transaction_has_locked_stays_locked_while_leadership_moves(tmp_path: Path) -> None:
+    """Every new leader grants the lease to whom it belongs, and lets nobody write past it."""
+    with group(tmp_path, 3, lease_timeout=None) as trio:
+        write(trio.nodes[0], "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        write(trio.nodes[0], "INSERT INTO t VALUES (1, 0)")
+        failures: list[BaseException] = []
+        done: list[int] = []
+        stop = threading.Event()
+
+        def increment(node: ProcessNode) -> None:
+            readers = Readers(node.readers)
+            try:
+                while not stop.is_set():
+                    locked = Transaction(node, readers, 30)
+                    locked.write({}, reason="locked")
+                    ((x,),) = locked.execute("SELECT x FROM t WHERE id = 1", None, writes=False).rows
+                    locked.execute("UPDATE t SET x = ? WHERE id = 1", (x + 1,), writes=True)
+                    locked.commit()
+                    done.append(1)
+                    write(node, "UPDATE t SET x = x + 1 WHERE id = 1", timeout=30)
+                    done.append(1)
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                readers.close()
+
+        threads = [threading.Thread(target=increment, args=(node,)) for node in trio.nodes for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(12):
+                number, before = trio.leader(), len(done)
+                driver = trio.host(number)._driver
+                driver.call(driver._with_replica, lambda replica: replica.transfer_leadership())
+                eventually(lambda before=before: failures or len(done) > before + 20, "writes go on")
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(40)
+        assert failures == []
+        assert trio.settle()["term"] > 6, "leadership did move"
+        assert read(trio.nodes[0], "SELECT x FROM t") == [(len(done),)]
+
+
 def test_acknowledged_writes_survive_a_change_of_leader_exactly_once(trio: Group) -> None:
     acknowledged: list[int] = []
     unknown: list[int] = []
@@ -473,11 +518,38 @@ def test_a_node_that_cannot_apply_fails_alone_and_says_why(trio: Group, monkeypa
 
 @pytest.fixture
 def hosted(tmp_path: Path) -> Iterator[ProcessNode]:
-    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
+    config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",), lease_timeout=None)
     node = ProcessNode(config)
     write(node, "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
     yield node
     node.close()
+
+
+def test_a_wall_clock_that_jumps_makes_nobody_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log time, by which idle origins are closed, moves by no more than the time that passed."""
+    with group(tmp_path, 1) as alone:
+        write(alone.nodes[0], "CREATE TABLE t (x)")
+        machine = alone.host(0)._applier._machine
+        before, now = machine.time, time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: now() + 3_600 * 10**9)
+        write(alone.nodes[0], "INSERT INTO t VALUES (1)")
+        assert 0 <= machine.time - before < 1_800_000
+
+
+def test_a_request_of_an_origin_that_is_closed_goes_out_anew_only_if_it_was_sent_once(tmp_path: Path) -> None:
+    """Sent before, it may have been executed, and the memory of it gone with its origin: nobody may call it new."""
+    with group(tmp_path, 1) as alone:
+        node = alone.nodes[0]
+        write(node, "CREATE TABLE t (x)")
+        encode = node.encoder((statement("INSERT INTO t VALUES (1)"),), None, {}, solo=False)
+        node.origin.renew(node.origin.id)  # the group does not know the next one
+        request = node.origin.create(encode, solo=False)
+        with pytest.raises(OriginClosed):
+            node.backend().execute(request, timeout=10)
+        request = node.origin.create(encode, solo=False)
+        request.sent = True
+        assert node.backend().execute(request, timeout=10).status is Status.REFUSED
+        assert read(node, "SELECT * FROM t") == []
 
 
 def test_an_attached_process_writes_reads_and_runs_transactions_through_the_host(hosted: ProcessNode) -> None:

@@ -319,6 +319,8 @@ def test_large_answers_are_remembered_as_a_digest(db: dbapi.Connection, node: Di
     assert read.complete
     node.foreign("INSERT INTO note VALUES (1)")
     db.execute("INSERT INTO note VALUES (2)")
+    assert len(rows(db, "SELECT i FROM number")) == 1000
+    assert executor.transaction._script._items[-1]._kept is None, "nor are those that came at once"
     db.rollback()
 
 
@@ -446,6 +448,20 @@ def test_an_error_that_chose_the_branch_is_an_answer_although_its_savepoint_was_
         db.commit()
     db.rollback()
     assert rows(db, "SELECT count(*) FROM note") == [(0,)]
+
+
+def test_an_error_that_a_read_on_scratch_gave_is_an_answer(db: dbapi.Connection, node: DirectNode) -> None:
+    db.execute("INSERT INTO note VALUES ('{')")
+    db.execute("BEGIN")
+    db.execute("INSERT INTO account VALUES (3, 0)")
+    with pytest.raises(OperationalError, match="malformed JSON"):
+        db.execute("SELECT json(text) FROM note")
+    db.execute("UPDATE account SET balance = 7 WHERE id = 3")
+    node.foreign("UPDATE note SET text = '{}'")
+    with pytest.raises(TransactionConflict, match="json"):
+        db.commit()
+    db.rollback()
+    assert rows(db, "SELECT count(*) FROM account") == [(2,)]
 
 
 def test_savepoints_are_where_they_were_after_a_transaction_was_run_again(

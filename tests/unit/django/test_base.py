@@ -124,6 +124,21 @@ def test_a_transaction_that_only_reads_never_takes_the_lease(elsewhere) -> None:
     assert texts() == ["one", "two"]
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_response_may_stream_rows_after_its_transaction_has_ended(writes: bool) -> None:
+    """With ATOMIC_REQUESTS, what a view returns is iterated over behind its transaction."""
+    Account.objects.bulk_create([Account(name=f"account {number}", balance=number) for number in range(3000)])
+    with transaction.atomic():
+        streamed = Account.objects.order_by("pk").iterator(chunk_size=100)
+        first = next(streamed)
+        if writes:
+            Event.objects.create(text="seen")
+    Account.objects.update(balance=F("balance") + 1)
+    assert Account.objects.get(pk=first.pk).balance == 1, "a read beside it is none of its transaction's"
+    balances = [first.balance, *(account.balance for account in streamed)]
+    assert balances == list(range(3000)), "of the one state that its transaction saw"
+
+
 def test_rows_that_are_read_while_they_are_changed_show_the_changes() -> None:
     """A SELECT that is half read when the next statement comes must not hold later reads back."""
     Account.objects.bulk_create([Account(name=f"account {number}", balance=number) for number in range(3000)])
@@ -234,11 +249,16 @@ def test_a_conflict_reaches_the_application_as_its_own_class(elsewhere) -> None:
 
 
 def test_a_write_elsewhere_that_changes_no_answer_is_no_conflict(elsewhere) -> None:
+    """The transaction is run again without its application's knowledge, so that its hooks run once."""
     account = Account.objects.create(name="a", balance=1)
+    ran: list[int] = []
     with transaction.atomic():
+        transaction.on_commit(lambda: ran.append(1))
         balance = Account.objects.get(pk=account.pk).balance
         elsewhere(lambda: Event.objects.create(text="unrelated"))
         Account.objects.update(balance=balance + 1)
+        assert ran == []
+    assert ran == [1]
     assert Account.objects.get(pk=account.pk).balance == 2
 
 

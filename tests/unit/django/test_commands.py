@@ -158,6 +158,12 @@ def test_the_status_says_who_is_reluctant_to_lead() -> None:
     assert "127.0.0.1:7103  follower, reluctant to lead  yes" in text
 
 
+def test_status_shows_how_much_is_kept_of_requests() -> None:
+    kept = {**STATUS, "origins": 3, "outcomes": 12, "parted": 0}
+    assert "requests       12 outcomes kept for 3 origins\n" in render("x", kept)
+    assert "12 outcomes kept for 3 origins, parts of 2 transactions\n" in render("x", {**kept, "parted": 2})
+
+
 def test_status_shows_the_size_of_the_wal_and_who_keeps_it() -> None:
     assert "WAL            96.0 MiB" in render("x", {**STATUS, "wal_bytes": 96 * 2**20, "oldest_snapshot": None})
     table = render("x", {**STATUS, "wal_bytes": 96 * 2**20, "oldest_snapshot": 75.3})

@@ -199,6 +199,8 @@ def test_a_commit_that_is_interrupted_leaves_nothing_locked(pause: Any, elsewher
         pause(backend._applier, "_apply")
     assert connection.get_autocommit()
     pause.go_on.set()
+    # Else the next one may begin before it, be given its key, and rightly fail at COMMIT.
+    wait_until("it is applied", lambda: (status := node().status())["applied_index"] == status["last_index"])
     with transaction.atomic():
         Event.objects.create(text="next")
     elsewhere(lambda: Event.objects.create(text="by another"))

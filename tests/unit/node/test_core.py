@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from django_raftsqlite.node.core import Core, Opening, Refused
+from django_raftsqlite.node.leader import RECLAIM
 from django_raftsqlite.node.messages import Message
 from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt, Request, Requests
@@ -26,6 +27,7 @@ class Port:
         self.address = address
         self.view = group.view_of(address)
         self.reads: list[Callable[[int | None], None]] = []
+        self.hears_a_quorum = True
 
     def propose(self, payload: bytes) -> tuple[int, int] | None:
         if self.group.leader != self.address:
@@ -68,7 +70,7 @@ class Group:
                 self.turns[a],
                 lease_timeout=lease_timeout,
                 clock=lambda: self.now,
-                wall=lambda: int(self.now * 1000),
+                log_time=lambda: int(self.now * 1000),
                 progress=dict,
                 applied=partial(self.applied.__getitem__, a),
             )
@@ -106,10 +108,16 @@ class Group:
         role = "leader" if self.leader == address else "follower"
         return RaftView(role, self.term, self.leader, 0, len(self.log), others, {}, established=role == "leader")
 
-    def elect(self, leader: str | None) -> None:
+    def elect(self, leader: str | None, *, told: bool = True) -> None:
+        """``told``: the new leader hears at once that it has been told everything, and does not wait for that."""
         self.leader = leader
         self.term += 1
         self.refresh()
+        if told:
+            said = [sent for sent in self.wire if sent[2]["type"] == "node.told"]
+            self.wire = deque(sent for sent in self.wire if sent not in said)
+            for source, target, message in said:
+                self.cores[target].on_message(source, message)
 
     def refresh(self) -> None:
         for address in MEMBERS:
@@ -395,6 +403,9 @@ def test_a_commit_that_outlived_its_leader_enters_the_log_again_although_the_lea
         group.ports[address].view = group.view_of(address)
         group.cores[address].on_view(group.ports[address].view)
     other = group.take("n3", "other")
+    assert not other.decided, "it waits for a word of n2"
+    group.now += RECLAIM
+    group.cores["n3"].tick()
     assert other.wait(0) == 0, "the lease is another's"
     group.refresh()
     group.deliver()
@@ -410,6 +421,108 @@ def test_a_transaction_that_outlived_its_leader_asks_the_next_one_for_the_lease(
     group.deliver()
     holder = group.cores["n3"].leader.sequencer.holder
     assert holder is not None and holder.source == "n2"
+
+
+def test_a_transaction_at_work_keeps_the_lease_when_the_leader_is_another_one() -> None:
+    """Whoever speaks first to the new leader, an autocommit write too: it would change what is locked."""
+    group = Group()
+    group.elect("n1")
+    at_work = group.take_granted("n2", "at work")
+    other = group.take("n3", "other")
+    group.deliver()
+    group.elect("n3", told=False)
+    group.cores["n3"].submit(group.request("n3", b"autocommit"))
+    group.cores["n3"].tick()
+    group.deliver()
+    holder = group.cores["n3"].leader.sequencer.holder
+    assert holder is not None and holder.source == "n2" and "at work" in holder.who
+    commit = group.request("n2", b"commit", lease=at_work.claim)
+    group.cores["n2"].submit(commit)
+    group.turns["n2"].finish(at_work)
+    group.deliver()
+    assert group.payloads() == [[b"commit"]]
+    group.commit_all()
+    group.deliver()
+    assert other.decided, "and the others go on"
+    group.turns["n3"].finish(other)
+    group.deliver()
+    assert group.payloads()[1:] == [[b"autocommit"]]
+
+
+def test_a_transaction_at_work_keeps_the_lease_when_the_session_to_the_leader_breaks_for_a_moment() -> None:
+    group = Group()
+    group.elect("n1")
+    group.take_granted("n2", "at work")
+    other = group.take("n3", "other")
+    group.deliver()
+    group.cut = {frozenset(("n1", "n2"))}
+    group.refresh()
+    group.deliver()
+    group.cut.clear()
+    group.refresh()
+    group.deliver()
+    holder = group.cores["n1"].leader.sequencer.holder
+    assert holder is not None and holder.source == "n2" and not other.decided
+
+
+def test_a_leader_that_may_have_been_deposed_grants_nothing() -> None:
+    """It stood still, and what it would read next is that another one leads."""
+    group = Group()
+    group.elect("n1")
+    group.ports["n1"].hears_a_quorum = False
+    turn = group.take("n2", "first")
+    group.deliver()
+    assert not turn.decided
+    group.ports["n1"].hears_a_quorum = True
+    group.cores["n1"].tick()
+    group.deliver()
+    assert turn.decided
+
+
+def test_a_leader_does_not_wait_long_for_a_member_that_says_nothing() -> None:
+    group = Group()
+    group.elect("n1", told=False)
+    group.wire = deque(sent for sent in group.wire if sent[0] != "n2")
+    group.deliver()
+    group.cores["n3"].submit(group.request("n3", b"write"))
+    other = group.take("n3", "other")
+    group.deliver()
+    assert group.log == [] and not other.decided
+    group.now += RECLAIM
+    group.cores["n1"].tick()
+    assert group.payloads() == [[b"write"]]
+    group.commit_all()
+    group.deliver()
+    assert other.decided
+
+
+def test_a_leader_does_not_wait_for_a_member_whose_session_has_ended() -> None:
+    group = Group()
+    group.elect("n1", told=False)
+    group.wire = deque(sent for sent in group.wire if sent[0] != "n2")
+    group.cut = {frozenset(("n1", "n2"))}
+    group.refresh()
+    group.cores["n3"].submit(group.request("n3", b"write"))
+    group.deliver()
+    assert group.payloads() == [[b"write"]]
+
+
+def test_a_lease_that_a_former_leader_granted_is_none() -> None:
+    """Its word was on the way when the present one was asked, which may grant it to another."""
+    group = Group()
+    group.elect("n1")
+    turn = group.take("n2", "first")
+    (claim,) = group.wire
+    group.wire.clear()
+    group.cores["n1"].on_message("n2", claim[2])
+    (granted,) = group.wire
+    assert granted[2]["type"] == "node.granted"
+    group.wire.clear()
+    group.elect("n3")
+    group.cores["n2"].on_message("n1", granted[2])
+    assert not turn.decided
+    group.deliver()
+    assert turn.wait(0) == 0, "the present one has granted it"
 
 
 def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_again() -> None:

@@ -100,6 +100,20 @@ def test_a_holders_node_is_told_once_that_others_wait_and_for_how_long_it_may_go
     assert sequencer.wanted(0.0) is None
 
 
+def test_the_lease_is_granted_only_behind_the_commits_that_came_before() -> None:
+    """The grant is good from the last entry in the log on, and would begin before them else."""
+    sequencer = Sequencer(1.0)
+    sequencer.request_lease(lease("L1"))
+    assert sequencer.next_grant(0.0) is not None
+    assert sequencer.commit(b"L1", write("tx")) is None
+    sequencer.request_lease(lease("L2", source="b"))
+    sequencer.release(b"L1")
+    assert sequencer.next_grant(0.0) is None
+    assert names(sequencer.next_batch()[0]) == ["tx"]
+    granted = sequencer.next_grant(0.0)
+    assert granted is not None and granted.id == b"L2"
+
+
 def test_a_commit_whose_lease_went_to_another_is_refused_as_a_conflict() -> None:
     sequencer = Sequencer(1.0)
     sequencer.request_lease(lease("L2", source="b"))
@@ -219,6 +233,31 @@ def test_a_claim_sent_again_keeps_its_place() -> None:
     assert second is not None and second.id == b"L2"
     sequencer.release(b"L2")
     assert sequencer.next_grant(0.0) is None
+
+
+def test_who_says_that_it_holds_the_lease_goes_first_and_before_it_who_was_granted_it_later() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.submit(write("autocommit"))
+    sequencer.request_lease(lease("waits"))
+    for name, index in (("lost it since", 7), ("at work", 9), ("lost it long ago", 3)):
+        claim = lease(name, nowait=True)
+        claim.held = index
+        assert sequencer.request_lease(claim) is None
+    granted = []
+    while (holder := sequencer.next_grant(0.0)) is not None:
+        granted.append(holder.id.decode())
+        sequencer.release(holder.id)
+    assert granted == ["at work", "lost it since", "lost it long ago"]
+    assert names(sequencer.next_batch()[0]) == ["autocommit"]
+
+
+def test_commits_alone_may_go_while_the_leader_waits_to_be_told() -> None:
+    sequencer = Sequencer(1.0)
+    sequencer.submit(write("autocommit"))
+    assert sequencer.commit(b"L1", write("commit")) is None
+    assert names(sequencer.next_batch(commits_alone=True)[0]) == ["commit"]
+    assert sequencer.next_batch(commits_alone=True) == ([], False)
+    assert names(sequencer.next_batch()[0]) == ["autocommit"]
 
 
 def test_nobody_waits_for_a_node_that_has_yet_to_apply_up_to_its_lease() -> None:

@@ -648,6 +648,18 @@ class TestExactlyOnce:
         assert replica.rows("SELECT count(*) FROM t") == [(0,)]
         assert replica.machine.outcome(RequestId(ORIGIN, 50)) == first[0]
 
+    def test_an_outcome_is_kept_until_the_mark_has_passed_it(self, make_replica: Make) -> None:
+        """The request at the mark is the oldest that is still open: its author may send it again."""
+        replica = make_replica(TABLE)
+        insert = transaction(50, "INSERT INTO t(a) VALUES (1) RETURNING id, a", low_water=50)
+        first = replica.apply(insert)
+        replica.apply(transaction(52, "DELETE FROM t", low_water=50))
+        replica.apply(transaction(53, "DELETE FROM t", low_water=50))
+        assert replica.apply(insert) == first
+        assert replica.rows("SELECT count(*) FROM t") == [(0,)]
+        replica.apply(transaction(54, "DELETE FROM t", low_water=53))
+        assert replica.machine.counts()["outcomes"] == 2
+
     def test_a_request_below_the_low_water_mark_is_refused(self, make_replica: Make) -> None:
         """Its outcome is forgotten: it is never treated as new."""
         replica = make_replica(TABLE)
