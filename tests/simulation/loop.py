@@ -120,6 +120,7 @@ class LoopThread:
         self._after_calls = after_calls
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._awake = False
+        self.expects = False
         self._loop: Loop | None = None
         self._over = False
         self._problem: BaseException | None = None
@@ -158,6 +159,26 @@ class LoopThread:
             loop.call_soon(self._drain)
         return True
 
+    def leave(self, fn: Callable[..., object], *arguments: Any) -> bool:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return False
+        if not self.expects:
+            return self.call(fn, *arguments)
+        self._inbox.append((fn, arguments))
+        return True
+
+    def run_calls(self) -> None:
+        for _ in range(len(self._inbox)):
+            fn, arguments = self._inbox.popleft()
+            fn(*arguments)
+
+    def expect(self, expects: bool) -> None:
+        self.expects = expects
+        if self._inbox and not expects and not self._awake:
+            self._awake = True
+            self.loop.call_soon(self._drain)
+
     def _main(self) -> None:
         try:
             try:
@@ -185,7 +206,5 @@ class LoopThread:
 
     def _drain(self) -> None:
         self._awake = False
-        for _ in range(len(self._inbox)):
-            fn, arguments = self._inbox.popleft()
-            fn(*arguments)
+        self.run_calls()
         self._after_calls()
