@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict, Unavailable
     from .retrying import retry
     from .status import node_status
+    from .tokens import session_token
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "node_status",
     "reads",
     "retry",
+    "session_token",
 ]
 
 _HOME = {
@@ -37,6 +39,7 @@ _HOME = {
     "node_status": "status",
     "reads": "consistency",
     "retry": "retrying",
+    "session_token": "tokens",
 }
 
 

@@ -23,7 +23,7 @@ from django.utils.functional import cached_property
 from . import dbapi
 from .client import DatabaseClient
 from .configuration import Configuration, configure
-from .consistency import level_for
+from .consistency import AliasUsage
 from .creation import DatabaseCreation
 from .dbapi.types import text_converter
 from .environment import merge_environment
@@ -31,7 +31,6 @@ from .errors import ErrorWrapper
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
-from .retrying import note_commit
 from .schema import DatabaseSchemaEditor
 from .validation import DatabaseValidation
 
@@ -81,11 +80,12 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> dbapi.Connection:
         configuration: Configuration = conn_params["configuration"]
         self.transaction_mode = configuration.transaction_mode
+        usage = AliasUsage(self.alias, configuration.reads, configuration.node)
         connection = dbapi.connect(
             configuration.node,
             timeout=configuration.node.timeout,
-            reads=partial(level_for, self.alias, configuration.reads),
-            committed=note_commit,
+            reads=usage.freshness,
+            committed=usage.committed,
         )
         try:
             connection.execute("PRAGMA foreign_keys = ON")

@@ -19,7 +19,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .addresses import is_loopback, parse_address
 from .commands import is_short_lived
-from .consistency import LEVELS, Level
+from .consistency import LEVELS
+from .dbapi.freshness import Freshness, Level
 from .environment import environment_variable, merge_environment
 from .functions import load_functions, register_django_functions
 from .node.api import NodeConfig, TLSFiles
@@ -34,6 +35,7 @@ OPTIONS = (
     "secret",
     "tls",
     "reads",
+    "max_staleness",
     "timeout",
     "lease_timeout",
     "transaction_mode",
@@ -54,6 +56,7 @@ _SQLITE3_OPTIONS = frozenset(
 )
 _TLS_FILES = ("certificate", "key", "authority")
 SECRET_MINIMUM = 16
+MAX_STALENESS = 5.0
 ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
 LEASE_TIMEOUT_RANGE = (0.05, 60.0)
 TRANSACTION_BYTES_RANGE = (1024 * 1024, 1024 * 1024 * 1024)
@@ -93,7 +96,7 @@ class Configuration:
     """All that one alias says: its node, and how its connections behave."""
 
     node: NodeConfig
-    reads: Level
+    reads: Freshness
     transaction_mode: str | None
     init_commands: tuple[str, ...]
 
@@ -164,7 +167,10 @@ class _Reader:
             registrars=self._registrars(),
             reluctant=not testing and is_short_lived(sys.argv),
         )
-        return Configuration(node, self._reads(), self._transaction_mode(), self._init_commands())
+        max_staleness = self._seconds("max_staleness", MAX_STALENESS)
+        return Configuration(
+            node, Freshness(self._reads(), max_staleness), self._transaction_mode(), self._init_commands()
+        )
 
     def _problem(self, number: str, option: str, text: str, advice: str) -> None:
         path = f'{self.path}["OPTIONS"]["{option}"]' if option in OPTIONS else f"{self.path}{option}"

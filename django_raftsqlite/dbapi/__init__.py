@@ -28,6 +28,7 @@ from ..exceptions import (
 from ..node.api import Node, NodeConfig
 from .connection import Connection
 from .cursor import Cursor
+from .freshness import Freshness
 from .types import (
     BINARY,
     DATETIME,
@@ -66,7 +67,7 @@ def connect(
     *,
     node: Node | None = None,
     timeout: float | None = None,
-    reads: Callable[[], str] | None = None,
+    reads: Callable[[], Freshness] | None = None,
     transaction_mode: str | None = None,
     isolation_level: str | None = None,
     committed: Callable[[], None] | None = None,
@@ -74,9 +75,8 @@ def connect(
     """Connect to the database of one node, which this process hosts or attaches to.
 
     ``config`` may be a path: then it is a group of one node. ``node`` is used instead of opening one. ``timeout``
-    (seconds) defaults to the node's. ``reads`` is asked, at each autocommit read and at the begin of each
-    transaction's snapshot, for "local" or "leader". ``transaction_mode``, ``isolation_level`` and ``committed``: see
-    :class:`Connection`. Raises OperationalError when the node can't be opened.
+    (seconds) defaults to the node's. ``reads``, ``transaction_mode``, ``isolation_level`` and
+    ``committed``: see :class:`Connection`. Raises OperationalError when the node can't be opened.
     """
     if not isinstance(config, NodeConfig):
         config = NodeConfig(name=Path(config), address="localhost", peers=("localhost",))

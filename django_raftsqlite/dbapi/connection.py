@@ -17,6 +17,7 @@ from ..sqlite.functions import FunctionRegistry
 from . import copying
 from .cursor import Cursor
 from .executor import Executor
+from .freshness import Freshness
 from .readers import Readers
 
 _Cursor = TypeVar("_Cursor", bound=Cursor)
@@ -42,10 +43,11 @@ class Connection:
     ``unusable`` is the error that every use raises once it is closed or was inherited by a fork. Invariants:
     a connection that is closed or collected gives its write lease back; in a forked child it touches nothing.
 
-    ``timeout`` (seconds) bounds each wait for the group. ``reads`` says, for each autocommit read and each
-    transaction's snapshot, whether it is "local" or "leader". ``transaction_mode`` is that of a transaction that
-    is begun implicitly (see ``isolation_level``). ``committed`` is called whenever something was, or may have been,
-    committed: by the thread that did it, under the lock; it must not raise.
+    ``timeout`` (seconds) bounds each wait for the group. ``reads`` is asked what is demanded of each autocommit read
+    and of each transaction's snapshot; it is also called before a read in a transaction that has written, which sees
+    the newest state anyway. ``transaction_mode`` is that of a transaction that is begun implicitly (see
+    ``isolation_level``). ``committed`` is called whenever something was, or may have been, committed: by the thread
+    that did it, under the lock; it must not raise.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Connection:
         node: Node,
         *,
         timeout: float,
-        reads: Callable[[], str] | None = None,
+        reads: Callable[[], Freshness] | None = None,
         transaction_mode: str | None = None,
         isolation_level: str | None = None,
         committed: Callable[[], None] | None = None,

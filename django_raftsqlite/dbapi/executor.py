@@ -15,6 +15,7 @@ from ..sqlite.entry import Parameters, Result, Statement
 from ..sqlite.errors import StatementError
 from ..sqlite.text import DML, traits
 from .errors import from_reader, from_statement, operational
+from .freshness import LOCAL, Freshness, ensure
 from .readers import Readers
 from .reading import Answer, Reader, bind, moment, select
 from .script_text import statements
@@ -36,7 +37,7 @@ class Executor:
         readers: Readers,
         *,
         timeout: float,
-        reads: Callable[[], str] | None,
+        reads: Callable[[], Freshness] | None,
         transaction_mode: str | None,
         committed: Callable[[], None] | None = None,
     ) -> None:
@@ -93,8 +94,7 @@ class Executor:
             if classified.kind is Kind.READ:
                 return self._read_in(transaction, sql, parameters, classified)
         elif classified.kind is Kind.READ:
-            if self._reads is not None and self._reads() == "leader":
-                self._node.read_barrier(timeout=self.timeout)
+            self._freshen()
             if home.open:
                 home = self._readers.idle()
             return select(home, sql, parameters, self._readers)
@@ -118,6 +118,8 @@ class Executor:
         if classified.for_update:
             transaction.write(self._pragmas, reason=sql, nowait=classified.nowait)
         if transaction.session is not None:
+            if self._reads is not None:
+                self._reads()  # scratch is as new as any level demands, but who asks is to know of the read
             return _answer(self._execute_in(transaction, sql, parameters, writes=False))
         reader = transaction.reader
         if reader is None:
@@ -311,9 +313,12 @@ class Executor:
                 return bound
         return adapt_all(parameters) or None
 
+    def _freshen(self) -> None:
+        if self._reads is not None and (freshness := self._reads()) is not LOCAL:
+            ensure(freshness, self._node, self._readers, self.timeout)
+
     def _open_snapshot(self, transaction: Transaction) -> Reader:
-        if self._reads is not None and self._reads() == "leader":
-            self._node.read_barrier(timeout=self.timeout)
+        self._freshen()
         reader = self._readers.idle()
         transaction.open_snapshot(reader)
         return reader

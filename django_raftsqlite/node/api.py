@@ -141,6 +141,20 @@ class Node(Protocol):
         """Return when this node has applied all that was committed anywhere before the call (ReadIndex,
         Raft thesis 6.4). Raises Unavailable, HostLost."""
 
+    def limit_staleness(self, limit: float, *, timeout: float) -> None:
+        """Return when this node has applied all that was committed anywhere ``limit`` seconds before the call.
+
+        By this node's clock alone. Asks nobody while that is known, else as :meth:`read_barrier`, and raises as it
+        does.
+        """
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        """Return when this node has applied a state that was seen somewhere in the group.
+
+        False: this node has applied all that is committed anywhere, and that state is not part of it (the group is
+        another one, or was restored). Raises Unavailable, HostLost.
+        """
+
     def status(self) -> dict[str, Any]:
         """What `manage.py raft status` shows; plain types only."""
 
@@ -228,6 +242,15 @@ class Backend(Protocol):
         """See Node."""
 
     def read_barrier(self, *, timeout: float) -> None:
+        """See Node."""
+
+    def staleness(self, limit: float, *, timeout: float) -> float:
+        """Seconds before the call: all that was committed anywhere until then is applied; at most ``limit``.
+
+        Waits and raises as :meth:`Node.limit_staleness`.
+        """
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
         """See Node."""
 
     def status(self) -> dict[str, Any]:

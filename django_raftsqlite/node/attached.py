@@ -83,6 +83,16 @@ class AttachedNode:
         """See Backend."""
         self._call(["barrier", timeout], timeout)
 
+    def staleness(self, limit: float, *, timeout: float) -> float:
+        """See Backend."""
+        age: float = self._call(["staleness", limit, timeout], timeout)
+        return age
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        """See Backend."""
+        reached: bool = self._call(["reach", lineage, version, timeout], timeout)
+        return reached
+
     def status(self) -> dict[str, Any]:
         """See Backend."""
         status: dict[str, Any] = self._call(["status"], self.config.timeout)

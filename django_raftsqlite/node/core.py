@@ -17,6 +17,7 @@ from .latch import Latch
 from .leader import Leader
 from .messages import Message, RaftPort
 from .requests import Attempt, Requests
+from .staleness import Staleness
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -119,6 +120,7 @@ class Core:
         applied: Callable[[], int],
         room: Callable[[], bool] = lambda: True,
         patience: Callable[[], float] | None = None,
+        staleness: Staleness | None = None,
     ) -> None:
         self._address = address
         self._raft = raft
@@ -128,6 +130,7 @@ class Core:
         self._patience = patience or clock
         self._progress = progress
         self._applied = applied
+        self.staleness = staleness or Staleness(applied, clock)
         self._openings: list[Opening] = []
         self._claim: Claim | None = None
         self._waiting_barriers: list[Callable[[int | None], None]] = []
@@ -239,6 +242,11 @@ class Core:
         """Entries were jumped over, and with them outcomes of this node's requests: those are kept, and found so."""
         self._session += 1
         self._resend()
+
+    def refresh(self) -> None:
+        """Ask the leader what is committed, for ``staleness``, unless it is being asked; nobody waits."""
+        if not self._flying_barriers and not self._waiting_barriers:
+            self.barrier(lambda _index: None)
 
     def abandon_barrier(self, done: Callable[[int | None], None]) -> None:
         """The reader's deadline passed."""
@@ -420,6 +428,7 @@ class Core:
         self._flying_barriers, self._waiting_barriers = self._waiting_barriers, []
         self._barrier_number += 1
         self._barrier_sent = self._clock()
+        self.staleness.asked()
         if not self._to_leader({"type": "node.barrier", "number": self._barrier_number}):
             self._land_barriers(None)
 
@@ -428,6 +437,7 @@ class Core:
         if index is None:  # not confirmed: they wait for the next leader, or for their deadline
             self._waiting_barriers[:0] = landed
             return
+        self.staleness.answered(index)
         for done in landed:
             done(index)
         self._send_barriers()

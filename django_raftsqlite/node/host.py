@@ -33,6 +33,7 @@ from .messages import Message
 from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
+from .staleness import ASK_AT, Staleness
 from .turns import Lost, Turn, Turns
 from .upkeep import PREFIX, Upkeep
 from .verdicts import locked, of_refusal, unavailable, unknown
@@ -42,6 +43,7 @@ logger = logging.getLogger("django_raftsqlite.node")
 TICK = 0.05
 EXPIRE_EVERY = 60.0
 ORIGINS_KEPT = 64
+APPLY_GRACE = 0.05  # how long a version that was seen elsewhere is waited for before the leader is asked
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
 STOP_TIMEOUT = 5.0
 STOPPED = -1
@@ -120,6 +122,7 @@ class HostedNode:
             applied=lambda: self._applied.index,
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
+            staleness=Staleness(lambda: self._applied.index),
         )
         self._upkeep = Upkeep(
             config,
@@ -246,6 +249,8 @@ class HostedNode:
 
     def read_barrier(self, *, timeout: float) -> None:
         """See Backend."""
+        if self.failed is not None:
+            raise self._unavailable("the leader was not asked")
         deadline = self._patience.now() + timeout
         answer: Latch[int] = Latch()
 
@@ -264,6 +269,41 @@ class HostedNode:
                 f"this node has not applied up to log index {index} within {timeout:g} s; it is at "
                 f"{self._applied.index}"
             )
+
+    def staleness(self, limit: float, *, timeout: float) -> float:
+        """See Backend."""
+        age = self._core.staleness.age()
+        if age > limit:
+            self.read_barrier(timeout=timeout)
+            return 0.0
+        if age > limit * ASK_AT:  # so that, as long as the leader answers, no reader waits
+            self._driver.call(self._core.refresh)
+        return age
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        """See Backend."""
+
+        def reached() -> bool:
+            base = self._applier.state.base
+            return base.lineage == lineage and base.version >= version
+
+        deadline = self._patience.now() + timeout
+        left = self._patience.until(deadline)
+        grace = time.monotonic() + APPLY_GRACE
+        if self._applied.wait_for(reached, lambda: min(left(), grace - time.monotonic())):
+            return True
+        try:
+            # What is not there when all that is committed anywhere is there belongs to another history.
+            self.read_barrier(timeout=max(left(), 0.0))
+        except Unavailable as error:
+            if reached():
+                return True
+            raise Unavailable(
+                f"this node does not have what was seen elsewhere (version {version}; it is at "
+                f"{self._applier.state.base.version}): {error}",
+                error.reason,
+            ) from error
+        return reached()
 
     def status(self) -> dict[str, Any]:
         """See Backend."""

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any, TypeVar
 
 import apsw
@@ -36,6 +37,7 @@ from .origin import Origin
 from .requests import OriginClosed, Request
 from .server import AttachServer
 from .snapshots import SnapshotWatch
+from .staleness import ASK_AT, moment
 from .verdicts import raise_unless_done, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -69,6 +71,7 @@ class ProcessNode:
         self._server: AttachServer | None = None
         self._readers: ReaderPool | None = None
         self._watch: SnapshotWatch | None = None
+        self._as_of = -inf  # the newest moment of which it is known that all committed before it is applied
         self._closed = False
         self._mine = True
         _all.add(self)
@@ -151,6 +154,19 @@ class ProcessNode:
     def read_barrier(self, *, timeout: float) -> None:
         """See Node."""
         self._ask(lambda backend, left: backend.read_barrier(timeout=left), time.monotonic() + timeout)
+
+    def limit_staleness(self, limit: float, *, timeout: float) -> None:
+        """See Node. What the backend said last is kept, so that most reads ask nobody."""
+        asked = moment()
+        if asked - self._as_of > limit * ASK_AT:
+            deadline = time.monotonic() + timeout
+            age = self._ask(lambda backend, left: backend.staleness(limit, timeout=left), deadline)
+            self._as_of = max(self._as_of, asked - age)
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        """See Node."""
+        deadline = time.monotonic() + timeout
+        return self._ask(lambda backend, left: backend.reach(lineage, version, timeout=left), deadline)
 
     def status(self) -> dict[str, Any]:
         """See Node; with the process ids that are attached."""

@@ -31,14 +31,18 @@ class Applied:
 
     def wait(self, index: int, left: Callable[[], float]) -> bool:
         """Wait until ``index`` is applied; False when ``left`` says first that no seconds are left."""
-        if self._index >= index:
+        return self.wait_for(lambda: self._index >= index, left)
+
+    def wait_for(self, reached: Callable[[], bool], left: Callable[[], float]) -> bool:
+        """Wait until ``reached()``, which is asked after each entry, as :meth:`wait` does."""
+        if reached():
             return True
         with self._changed:
             self._waiters += 1
             try:
                 while (seconds := left()) > 0:
-                    if self._changed.wait_for(lambda: self._index >= index, seconds):
+                    if self._changed.wait_for(reached, seconds):
                         return True
-                return self._index >= index
+                return reached()
             finally:
                 self._waiters -= 1

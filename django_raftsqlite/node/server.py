@@ -123,6 +123,8 @@ class _Connection:
             "commit": self._commit,
             "rollback": self._rollback,
             "barrier": self._barrier,
+            "staleness": self._staleness,
+            "reach": self._reach,
             "status": self._status,
         }
 
@@ -218,6 +220,12 @@ class _Connection:
 
     def _barrier(self, timeout: float) -> None:
         self._host.read_barrier(timeout=timeout)
+
+    def _staleness(self, limit: float, timeout: float) -> float:
+        return self._host.staleness(limit, timeout=timeout)
+
+    def _reach(self, lineage: bytes, version: int, timeout: float) -> bool:
+        return self._host.reach(lineage, version, timeout=timeout)
 
     def _status(self) -> Any:
         return self._server.status()

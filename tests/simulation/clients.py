@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django_raftsqlite.dbapi.connection import Connection
+from django_raftsqlite.dbapi.freshness import LOCAL, Freshness, Seen
 from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
     DatabaseError,
@@ -31,6 +32,9 @@ SCHEMA = (
     "CREATE TABLE only (name TEXT UNIQUE)",
 )
 ACCOUNTS, MONEY = 4, 100
+TOKENS = 8
+CLOCKS_DIFFER = 1.08
+"""By how much two processes' seconds differ at most; see Process."""
 OPEN, DONE, FAILED, UNKNOWN = "open", "done", "failed", "unknown"
 
 
@@ -38,14 +42,18 @@ class History:
     """What the clients did and were told, and what follows from it.
 
     ``operations``: by number, the key and what became of it. ``known`` is, by key, the highest counter that any
-    client knows to be committed.
+    client knows to be committed; ``learned`` when that was, in order. ``tokens`` are states that clients have read:
+    lineage, version, and the counters in them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.learned: list[tuple[float, int, int]] = []
+        self.tokens: list[tuple[bytes, int, dict[int, int]]] = []
         self.operations: list[list[Any]] = []
         self.known: dict[int, int] = {}
         self.reads = 0
-        self.leader_reads = 0
+        self.demanding_reads = 0
         self.conflicts = 0
 
     def begin(self, key: int) -> int:
@@ -56,7 +64,18 @@ class History:
         self.operations[operation][1] = how
 
     def learn(self, key: int, value: int) -> None:
-        self.known[key] = max(self.known.get(key, 0), value)
+        if value > self.known.get(key, 0):
+            self.known[key] = value
+            self.learned.append((self._now(), key, value))
+
+    def known_at(self, moment: float) -> dict[int, int]:
+        """What was known then."""
+        known: dict[int, int] = {}
+        for at, key, value in self.learned:
+            if at > moment:
+                break
+            known[key] = value
+        return known
 
     def count(self, how: str) -> int:
         return sum(1 for _, found in self.operations if found == how)
@@ -92,7 +111,7 @@ class Client:
         self.process = process
         self.name = f"{process.name}/{number}"
         self.random = simulation.chance(f"client {self.name}")
-        self._level = "local"
+        self._demanded = LOCAL
         self._share = share
         self._local_floor: dict[int, int] = {}
 
@@ -101,7 +120,7 @@ class Client:
         while True:
             try:
                 connection = Connection(
-                    self._share, timeout=self.simulation.scenario.timeout, reads=lambda: self._level
+                    self._share, timeout=self.simulation.scenario.timeout, reads=lambda: self._demanded
                 )
                 break
             except Unavailable:
@@ -121,6 +140,8 @@ class Client:
             (10, self._transfer),
             (20, self._read),
             (20, self._leader_read),
+            (10, self._bounded_read),
+            (10, self._session_read),
             (5, self._duplicate),
             (3, self._large),
             (1, self._schema),
@@ -271,19 +292,53 @@ class Client:
         """It sees all that anybody knew to be committed when it began."""
         history = self.simulation.history
         known = dict(history.known)
-        self._level = "leader"
+        self._demanding_read(connection, Freshness("leader"), known)
+
+    def _bounded_read(self, connection: Connection) -> None:
+        """It sees all that anybody knew to be committed so many seconds before it began."""
+        limit = self.random.choice([0.05, 0.3, 1.0, 3.0])
+        known = self.simulation.history.known_at(self.simulation.world.now - limit * CLOCKS_DIFFER)
+        self._demanding_read(connection, Freshness("bounded", limit), known)
+
+    def _session_read(self, connection: Connection) -> None:
+        """It sees all that somebody has read on whatever machine, who says so."""
+        tokens = self.simulation.history.tokens
+        if not tokens:
+            self._demanding_read(connection, Freshness("session"), {})
+            return
+        lineage, version, counters = self.random.choice(tokens)
+        seen = Seen(lineage, version)
+        if self._demanding_read(connection, Freshness("session", seen=seen), counters) and not seen.reached:
+            raise Violation(f"{self.name}: the group has lost version {version}, which was read")
+
+    def _demanding_read(self, connection: Connection, demanded: Freshness, known: dict[int, int]) -> bool:
         found: dict[int, int] = {}
+        states: list[tuple[bytes, int]] = []
+
+        def act() -> None:
+            cursor = connection.cursor()
+            cursor.execute("BEGIN")
+            try:
+                states.extend(cursor.execute("SELECT lineage, version FROM _raftsqlite_state").fetchall())
+                found.update(self._counters(connection))
+            finally:
+                connection.rollback()
+
+        self._demanded = demanded
         try:
-            if not self._unless_unavailable("leader read", lambda: found.update(self._counters(connection))):
-                return
+            if not self._unless_unavailable(f"{demanded.level} read", act):
+                return False
         finally:
-            self._level = "local"
+            self._demanded = LOCAL
         for key, value in known.items():
             if found.get(key, 0) < value:
-                raise Violation(f"{self.name}: a leader read gives {found.get(key)} for {key}, {value} was committed")
+                raise Violation(f"{self.name}: {demanded} gives {found.get(key)} for {key}, {value} was committed")
+        history = self.simulation.history
         for key, value in found.items():
             history.learn(key, value)
-        history.leader_reads += 1
+        history.tokens = [*history.tokens[1 - TOKENS :], (*states[0], found)]
+        history.demanding_reads += 1
+        return True
 
     def _counters(self, connection: Connection) -> dict[int, int]:
         return dict(connection.cursor().execute("SELECT k, n FROM counter").fetchall())

@@ -340,6 +340,12 @@ class GuestBackend:
     def read_barrier(self, *, timeout: float) -> None:
         self._call(lambda: self._host.read_barrier(timeout=timeout))
 
+    def staleness(self, limit: float, *, timeout: float) -> float:
+        return self._call(lambda: self._host.staleness(limit, timeout=timeout))
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        return self._call(lambda: self._host.reach(lineage, version, timeout=timeout))
+
     def status(self) -> dict[str, Any]:
         return self._call(self._host.status)
 

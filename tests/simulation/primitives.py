@@ -226,6 +226,9 @@ class _Time:
         process = self._world.process
         return self._world.now if process is None else process.monotonic()
 
+    def clock_gettime(self, _clock: int) -> float:
+        return self.monotonic()
+
     def time_ns(self) -> int:
         process = self._world.process
         wall = 0.0 if process is None else process.wall

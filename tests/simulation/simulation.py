@@ -63,7 +63,7 @@ class Simulation:
         self.machines = [Machine(self, number, address) for number, address in enumerate(self.addresses)]
         self.checks = Checks(self)
         self.network.voted = self.checks.voted
-        self.history = History()
+        self.history = History(lambda: self.world.now)
         self.faults = Faults(self)
         self.winding_down = False
         self.ready = False
@@ -270,7 +270,7 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         done=history.count(DONE),
         failed=history.count(FAILED),
         unknown=history.count(UNKNOWN) + history.count("open"),
-        reads=history.reads + history.leader_reads,
+        reads=history.reads + history.demanding_reads,
         entries=simulation.checks.last_committed,
         elections=simulation.checks.elections,
         snapshots=simulation.checks.snapshots,

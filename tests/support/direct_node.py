@@ -37,7 +37,8 @@ class DirectNode:
 
     For testing what stands above a node: every write is applied before the call returns, and everything that
     fails, fails the same way each time. ``submitted`` holds every transaction that was applied, ``barriers`` counts
-    read barriers. ``fail_next`` (an exception) is raised by the next submit, begin or commit, in place of doing it.
+    read barriers, ``limits`` and ``reached`` hold what reads demanded otherwise. ``fail_next`` (an exception) is
+    raised by the next submit, begin, commit or read that demands something, in place of doing it.
     ``foreign(sql)`` commits as another node would: without the lease, which a holder then loses (or, with ``moved``,
     as an earlier transaction of the holder's node would).
     """
@@ -46,6 +47,8 @@ class DirectNode:
         self.config = config
         self.submitted: list[Transaction] = []
         self.barriers = 0
+        self.limits: list[float] = []
+        self.reached: list[int] = []
         self.fail_next: Exception | None = None
         self._machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
         self._scratch = Scratch(config.name, config.registrars, durable=config.durable)
@@ -82,6 +85,15 @@ class DirectNode:
     def read_barrier(self, *, timeout: float) -> None:
         self._fail()
         self.barriers += 1
+
+    def limit_staleness(self, limit: float, *, timeout: float) -> None:
+        self._fail()
+        self.limits.append(limit)
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        self._fail()
+        self.reached.append(version)
+        return lineage == self.base.lineage and version <= self.base.version
 
     def status(self) -> dict[str, Any]:
         return {"node": self.config.address, "role": "leader", "applied_index": self._machine.applied_index}

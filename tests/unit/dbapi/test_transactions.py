@@ -11,6 +11,7 @@ import pytest
 
 from django_raftsqlite import dbapi
 from django_raftsqlite.dbapi import reading, script
+from django_raftsqlite.dbapi.freshness import LOCAL, Freshness
 from django_raftsqlite.exceptions import (
     CommitOutcomeUnknown,
     IntegrityError,
@@ -24,6 +25,7 @@ from django_raftsqlite.sqlite.classify import FOR_UPDATE, FOR_UPDATE_NOWAIT
 from django_raftsqlite.sqlite.entry import Statement
 from tests.support.direct_node import DirectNode
 
+LEADER = Freshness("leader")
 Connect = Callable[..., dbapi.Connection]
 
 NUMBERS = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n LIMIT 1000) SELECT i FROM n"
@@ -710,7 +712,7 @@ def test_a_read_of_a_temporary_table_cannot_be_checked_again(db: dbapi.Connectio
 
 def test_the_snapshot_of_a_leader_read_waits_once(connect: Connect, db: dbapi.Connection, node: DirectNode) -> None:
     """One read barrier for each autocommit read and for each transaction's snapshot; none for local reads."""
-    level = "leader"
+    level = LEADER
     connection = connect(reads=lambda: level)
     rows(connection, "SELECT 1")
     rows(connection, "SELECT 1")
@@ -720,13 +722,13 @@ def test_the_snapshot_of_a_leader_read_waits_once(connect: Connect, db: dbapi.Co
     rows(connection, "SELECT 2")
     assert node.barriers == 3
     connection.rollback()
-    level = "local"
+    level = LOCAL
     rows(connection, "SELECT 1")
     assert node.barriers == 3
 
 
 def test_a_leader_read_without_a_leader_fails_and_harms_nothing(connect: Connect, node: DirectNode) -> None:
-    connection = connect(reads=lambda: "leader")
+    connection = connect(reads=lambda: LEADER)
     node.fail_next = Unavailable("no leader is known", "no leader")
     with pytest.raises(Unavailable):
         connection.execute("SELECT 1")

@@ -12,6 +12,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from django_raftsqlite.configuration import LOCALHOST, TEST, configure, find_problems
+from django_raftsqlite.dbapi.freshness import Freshness
 from django_raftsqlite.environment import environment_variable, merge_environment
 from django_raftsqlite.functions import register_django_functions
 from django_raftsqlite.node.api import NodeConfig, TLSFiles
@@ -52,7 +53,8 @@ def test_empty_options_are_a_group_of_one_that_opens_no_port(settings: Any, tmp_
     assert configuration.node == NodeConfig(
         name=tmp_path / "db.sqlite3", address=LOCALHOST, peers=(LOCALHOST,), registrars=(register_django_functions,)
     )
-    assert (configuration.reads, configuration.transaction_mode, configuration.init_commands) == ("local", None, ())
+    assert configuration.reads == Freshness("local", max_staleness=5.0)
+    assert (configuration.transaction_mode, configuration.init_commands) == (None, ())
 
 
 def test_every_option_reaches_the_node(settings: Any) -> None:
@@ -71,7 +73,8 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
                 snapshot_rate=2**16,
                 mode="0660",
                 host=False,
-                reads="leader",
+                reads="bounded",
+                max_staleness=2,
                 transaction_mode="immediate",
                 init_command=" PRAGMA cache_size=-20000; ; PRAGMA mmap_size=0;",
                 functions=f"{__name__}.not_callable_here",
@@ -85,7 +88,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     assert (node.log_entries, node.log_bytes, node.snapshot_rate) == (500, 2**22, 2**16)
     assert (node.apply_timeout, node.max_transaction_bytes, node.wal_limit) == (7.0, 2**30, 2**20)
     assert node.registrars == (register_django_functions, not_callable_here)
-    assert configuration.reads == "leader"
+    assert configuration.reads == Freshness("bounded", max_staleness=2.0)
     assert configuration.transaction_mode == "IMMEDIATE"
     assert configuration.init_commands == ("PRAGMA cache_size=-20000", "PRAGMA mmap_size=0")
 
@@ -93,7 +96,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
 def test_none_is_the_default_of_every_option(settings: Any) -> None:
     names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
     names += ["lease_timeout", "election_timeout", "apply_timeout", "max_transaction_bytes", "wal_limit"]
-    names += ["mode", "host"]
+    names += ["mode", "host", "max_staleness"]
     names += ["log_entries", "log_bytes", "snapshot_rate"]
     assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
 
@@ -171,8 +174,15 @@ WRONG_OPTIONS = [
     (group(tls={"certificate": 1}), '["tls"]["certificate"]', "is an integer", '{"certificate": path'),
     (group(tls={"certificate": "/no/such.pem"}), '["tls"]["certificate"]', "there is no such file", "a PEM file"),
     (group(tls={"certificat": "x"}), '["tls"]', "has the unknown key 'certificat'", "Did you mean 'certificate'?"),
-    ({"reads": "leadr"}, '["reads"]', "is 'leadr'", 'Did you mean \'leader\'? Write one of "local", "leader"'),
-    ({"reads": 1}, '["reads"]', "is 1", 'Write one of "local", "leader"'),
+    (
+        {"reads": "leadr"},
+        '["reads"]',
+        "is 'leadr'",
+        'Did you mean \'leader\'? Write one of "local", "session", "bounded", "leader"',
+    ),
+    ({"max_staleness": 0}, '["max_staleness"]', "is 0, which is out of range", "above 0, such as 5"),
+    ({"max_staleness": "5"}, '["max_staleness"]', "is '5'", "a number of seconds above 0, such as 5"),
+    ({"reads": 1}, '["reads"]', "is 1", 'Write one of "local", "session", "bounded", "leader"'),
     ({"timeout": 0}, '["timeout"]', "is 0, which is out of range", "a number of seconds above 0, such as 5"),
     ({"timeout": -1}, '["timeout"]', "is -1, which is out of range", "above 0"),
     ({"timeout": "5"}, '["timeout"]', "is '5'", "above 0"),

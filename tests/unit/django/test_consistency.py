@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,12 @@ from asgiref.sync import sync_to_async
 from django.utils.connection import ConnectionDoesNotExist
 
 from django_raftsqlite import reads
-from django_raftsqlite.consistency import level_for
+from django_raftsqlite.consistency import AliasUsage, UserSession
+from django_raftsqlite.dbapi.freshness import Freshness, Level, Seen
+from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.tokens import encode
+
+LINEAGE = bytes(range(16))
 
 
 @pytest.fixture(autouse=True)
@@ -28,13 +34,23 @@ def _require(alias: str) -> None:
         raise ConnectionDoesNotExist(alias)
 
 
+def usage(alias: str = "default", level: Level = "local") -> AliasUsage:
+    """A connection to an alias whose settings say ``level``, and a staleness of 7 seconds."""
+    return AliasUsage(alias, Freshness(level, 7.0), NodeConfig(Path(alias), alias, (alias,)))
+
+
+def demanded(alias: str = "default", level: Level = "local") -> Freshness:
+    return usage(alias, level).freshness()
+
+
 def levels() -> tuple[str, str]:
-    return level_for("default", "local"), level_for("other", "local")
+    return demanded("default").level, demanded("other").level
 
 
 def test_outside_any_block_the_settings_decide() -> None:
-    assert level_for("default", "local") == "local"
-    assert level_for("default", "leader") == "leader"
+    assert demanded(level="local").level == "local"
+    assert demanded(level="leader").level == "leader"
+    assert demanded(level="bounded") == Freshness("bounded", 7.0)
 
 
 def test_a_block_holds_for_every_alias_and_ends() -> None:
@@ -153,7 +169,7 @@ def test_a_generator_function_is_refused() -> None:
 
 
 def test_an_unknown_level_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="write one of 'local', 'leader'"):
+    with pytest.raises(ValueError, match='write one of "local", "session", "bounded", "leader"'):
         reads("leadr")  # type: ignore[arg-type]
 
 
@@ -166,6 +182,100 @@ def test_an_unknown_alias_is_refused_when_the_block_starts() -> None:
 def test_it_shows_how_it_was_written() -> None:
     assert repr(reads("leader")) == "reads('leader')"
     assert repr(reads("local", using="other")) == "reads('local', using='other')"
+    assert repr(reads("bounded", max_staleness=2)) == "reads('bounded', max_staleness=2)"
+    assert repr(reads(session=token())) == "reads('session', session=...)"
+
+
+def token(version: int = 7, alias: str = "default") -> str:
+    return encode({alias: Seen(LINEAGE, version)})
+
+
+def versions(*freshness: Freshness) -> list[int | None]:
+    return [None if one.seen is None else one.seen.version for one in freshness]
+
+
+def test_a_bounded_block_may_say_its_own_bound() -> None:
+    with reads("bounded"):
+        assert demanded() == Freshness("bounded", 7.0)
+        with reads("bounded", max_staleness=0.5):
+            assert demanded() == Freshness("bounded", 0.5)
+
+
+def test_a_token_holds_for_the_aliases_it_speaks_of() -> None:
+    with reads("leader"), reads(session=token()):
+        assert levels() == ("session", "leader")
+        assert versions(demanded("default"), demanded("other")) == [7, None]
+    assert levels() == ("local", "local")
+
+
+def test_without_a_token_a_session_is_what_this_node_has() -> None:
+    with reads("session"):
+        assert demanded() == Freshness("session", 7.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "no such level"),
+        ({"level": "leader", "max_staleness": 1}, 'only "bounded" has a bound'),
+        ({"level": "bounded", "max_staleness": 0}, "not a number of seconds above 0"),
+        ({"level": "bounded", "max_staleness": "1"}, "not a number of seconds above 0"),
+        ({"level": "bounded", "max_staleness": float("nan")}, "not a number of seconds above 0"),
+        ({"level": "bounded", "session": "x"}, 'belongs to the level "session"'),
+        ({"session": "x"}, "has not signed"),
+    ],
+)
+def test_arguments_that_make_no_sense_together_are_refused(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        reads(**arguments)
+
+
+def test_a_token_of_one_alias_says_nothing_of_another() -> None:
+    with pytest.raises(ValueError, match='one of database "default"'):
+        reads(session=token(), using="other")
+    with reads(session=token(), using="default"):
+        assert levels() == ("session", "local")
+
+
+def test_an_altered_token_is_refused() -> None:
+    good = token()
+    for bad in (good[:-1], good + "x", "x" + good, good.replace(":", "", 1), "", ":", "ü"):
+        with pytest.raises(ValueError, match="has not signed"):
+            reads(session=bad)
+
+
+def test_what_a_user_has_seen_is_demanded_on_top_of_the_settings() -> None:
+    """It never makes reads less fresh than the settings say."""
+    seen = Seen(LINEAGE, 7)
+    with UserSession({"default": seen}):
+        assert demanded(level="local") == Freshness("session", 7.0, seen)
+        assert demanded(level="session") == Freshness("session", 7.0, seen)
+        assert demanded(level="bounded") == Freshness("bounded", 7.0, seen)
+        assert demanded(level="leader") == Freshness("leader", 7.0, seen)
+        assert demanded("other").level == "local"
+    assert demanded().level == "local"
+
+
+def test_a_block_within_a_request_has_the_last_word() -> None:
+    seen = Seen(LINEAGE, 7)
+    with UserSession({"default": seen}):
+        with reads("local"):
+            assert demanded() == Freshness("local")
+        with reads("bounded", max_staleness=1):
+            assert demanded() == Freshness("bounded", 1, seen)
+        with reads(session=token(9)):
+            assert versions(demanded()) == [9]
+
+
+def test_a_request_is_told_what_was_read_and_written_for_it() -> None:
+    session = UserSession()
+    with session:
+        with reads("local"):
+            demanded("default")
+        assert (set(session.used), session.wrote) == ({"default"}, set())
+        usage("other").committed()
+    demanded("third")
+    assert (set(session.used), session.wrote) == ({"default", "other"}, {"other"})
 
 
 def test_the_package_can_be_used_without_settings() -> None:
@@ -174,7 +284,7 @@ def test_the_package_can_be_used_without_settings() -> None:
         "import sys, django_raftsqlite.raft, django_raftsqlite.exceptions\n"
         "assert 'django' not in sys.modules\n"
         "from django_raftsqlite import CommitOutcomeUnknown, HostLost, LeaseTimeout, TransactionConflict\n"
-        "from django_raftsqlite import Unavailable, node_status, reads\n"
+        "from django_raftsqlite import Unavailable, node_status, reads, retry\n"
         "from django.db import OperationalError\n"
         "assert issubclass(TransactionConflict, OperationalError)\n"
         "with reads('leader'): pass\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from math import inf
 
 from django_raftsqlite.node.core import Core, Opening, Refused
 from django_raftsqlite.node.leader import RECLAIM
@@ -572,6 +573,59 @@ def test_a_barrier_survives_a_leader_that_could_not_confirm() -> None:
     group.ports["n3"].reads.pop()(4)
     group.deliver()
     assert seen == [4]
+
+
+def test_a_read_that_the_leader_confirmed_tells_how_old_the_state_is() -> None:
+    """Also a "leader" read: "bounded" ones then need no question of their own."""
+    group = Group()
+    group.elect("n1")
+    core = group.cores["n2"]
+    core.barrier(lambda _index: None)
+    group.now += 2
+    group.deliver()
+    group.ports["n1"].reads.pop()(7)
+    group.deliver()
+    assert core.staleness.age() == inf
+    group.applied["n2"] = 7
+    assert core.staleness.age() == 2
+
+
+def test_a_leader_that_cannot_confirm_itself_says_nothing_about_the_age() -> None:
+    group = Group()
+    group.elect("n1")
+    core = group.cores["n2"]
+    core.barrier(lambda _index: None)
+    group.deliver()
+    group.ports["n1"].reads.pop()(None)
+    group.deliver()
+    assert core.staleness.age() == inf
+
+
+def test_one_question_at_a_time_serves_all_who_want_to_know_the_age() -> None:
+    group = Group()
+    group.elect("n1")
+    core = group.cores["n2"]
+    for _ in range(10):
+        core.refresh()
+    group.deliver()
+    (confirm,) = group.ports["n1"].reads
+    core.refresh()
+    confirm(0)
+    group.deliver()
+    assert len(group.ports["n1"].reads) == 1
+    assert core.staleness.age() == 0
+
+
+def test_without_a_leader_one_question_waits_for_the_next_one() -> None:
+    group = Group()
+    core = group.cores["n2"]
+    for _ in range(10):
+        core.refresh()
+    group.elect("n1")
+    group.deliver()
+    core.tick()
+    group.deliver()
+    assert len(group.ports["n1"].reads) == 1
 
 
 def test_a_failed_node_refuses_what_was_surely_not_sent() -> None:

@@ -85,6 +85,8 @@ class FakeBackend:
         self.opened: list[bytes] = []
         self.closed_origins: list[bytes] = []
         self.open_errors: list[Exception] = []
+        self.ages: list[float | Exception] = []
+        self.asked_ages = 0
         self.sessions: list[FakeSession] = []
 
     def open_origin(self, origin: bytes, *, timeout: float) -> None:
@@ -112,6 +114,17 @@ class FakeBackend:
         return self.sessions[-1]
 
     def read_barrier(self, *, timeout: float) -> None: ...
+
+    def staleness(self, limit: float, *, timeout: float) -> float:
+        self.asked_ages += 1
+        age = self.ages.pop(0)
+        if isinstance(age, Exception):
+            self._raise(age)
+        assert not isinstance(age, Exception)
+        return age
+
+    def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
+        return True
 
     def status(self) -> dict[str, Any]:
         return {}
@@ -333,3 +346,32 @@ def test_nowait_does_not_wait_for_the_origin_while_another_holds_the_lease(tmp_p
     node.begin({}, reason="x", timeout=5, nowait=True).commit([INSERT], timeout=5)
     assert backend.opened == [node.origin.id]
     assert backend.sessions[0].rollbacks == 1, "the lease was given back while the origin was opened"
+
+
+def test_the_age_of_the_state_is_asked_for_only_when_half_of_what_is_allowed_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that most "bounded" reads of an attached process cost no message to its host."""
+    now = 50.0
+    monkeypatch.setattr("django_raftsqlite.node.process.moment", lambda: now)
+    backend = FakeBackend()
+    backend.ages = [1.0, 0.0, 0.5]
+    node = Node(tmp_path, backend)
+    node.limit_staleness(4, timeout=1)
+    now += 1  # two seconds old
+    node.limit_staleness(4, timeout=1)
+    assert backend.asked_ages == 1
+    node.limit_staleness(3, timeout=1)
+    assert backend.asked_ages == 2
+    now += 2.1
+    node.limit_staleness(4, timeout=1)
+    assert backend.asked_ages == 3
+    node.limit_staleness(4, timeout=1)
+    assert backend.asked_ages == 3
+
+
+def test_the_next_host_is_asked_for_the_age_when_the_first_has_gone(tmp_path: Path) -> None:
+    first, second = FakeBackend(), FakeBackend()
+    first.ages, second.ages = [lost()], [0.0]
+    Node(tmp_path, first, second).limit_staleness(1, timeout=5)
+    assert (first.asked_ages, second.asked_ages) == (1, 1)
