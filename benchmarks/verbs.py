@@ -116,6 +116,14 @@ def write(count: int, clients: int) -> float:
     return time.monotonic() - began
 
 
+def ballast(mebibytes: int) -> None:
+    """That much in a table."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS ballast (id INTEGER PRIMARY KEY, data BLOB)")
+        for _ in range(mebibytes):
+            cursor.execute("INSERT INTO ballast (data) VALUES (randomblob(1048576))")
+
+
 def memory() -> dict[str, int]:
     """Bytes of this process: resident, and those nobody shares."""
     gc.collect()
@@ -146,5 +154,5 @@ def finish() -> None:
 
 
 VERBS: dict[str, Callable[..., Any]] = {
-    verb.__name__: verb for verb in (prepare, measure, write, memory, cpu, profile)
+    verb.__name__: verb for verb in (prepare, measure, ballast, write, memory, cpu, profile)
 } | {"open": open_node, "migrate": prepare}

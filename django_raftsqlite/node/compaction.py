@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..raft.config import RaftView
@@ -15,7 +16,7 @@ SLACK = 1.25
 CUT_EVERY = 600.0
 """and after so many seconds also when it is only a little beyond them."""
 FAR = 4
-"""Beyond this many times the limits, the log is cut for members that lag, too: they get a snapshot."""
+"""Beyond this many times its bytes, the log is cut for members that lag, too: they get a snapshot."""
 
 
 class LogPort(Protocol):
@@ -29,13 +30,21 @@ class LogPort(Protocol):
     def compact(self, index: int) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What follows ``index`` is needed, so that ``worth`` bytes need not be sent (again)."""
+
+    index: int
+    worth: int = 0
+
+
 class Compaction:
     """Keeps the log at about ``entries`` entries and ``size`` bytes, which are there for members that lag a little.
 
     The database file is the snapshot that stands for what is cut (Raft paper section 7), so nothing is copied:
     ``on_disk()`` fsyncs its WAL on a thread of its own and tells up to which index the file is on the disk, whatever
-    happens to the machine. ``held`` gives the indexes that members are known to be at: what follows them is not cut
-    before the log is far beyond its limits.
+    happens to the machine. ``held`` gives what members that lag need: it is not cut before the log is far larger than
+    its limit, by as much as that is worth to them.
 
     ``synced`` is the newest index that it told, None before it did.
 
@@ -50,7 +59,7 @@ class Compaction:
         size: int,
         run: Callable[[Callable[[], int], Callable[[int | Exception], object]], object],
         on_disk: Callable[[], int],
-        held: Callable[[], Iterable[int]],
+        held: Callable[[], Iterable[Hold]],
         failed: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,8 +88,9 @@ class Compaction:
         index = view.last_index - self._entries
         if size > self._size:
             index = max(index, self._log.index_beyond(size - self._size))
-        if count <= FAR * self._entries and size <= FAR * self._size:
-            index = min([index, *(at for at in self._held() if at >= view.first_index)])
+        for hold in self._held():
+            if hold.index >= view.first_index and size <= FAR * self._size + hold.worth:
+                index = min(index, hold.index)
         if index <= view.first_index:
             return
         self._busy = True

@@ -19,13 +19,15 @@ from typing import Any
 
 from ..raft.config import RaftView
 from ..sqlite.copying import Copied
+from .compaction import Hold
 from .messages import Message
 from .worker import Stopped, Worker
 
 logger = logging.getLogger("django_raftsqlite.node")
 
 PART = 64 * 1024
-"""The largest piece, in bytes: a heartbeat may have to wait behind a few of them."""
+"""The smallest piece but the last, in bytes: on a slow link, a heartbeat has to wait behind one or two."""
+LARGEST_PART = 4 * PART
 OFFER_EVERY = 1.0
 PATIENCE = 0.5
 """Seconds for which a member must lack something: its place is looked for first."""
@@ -81,7 +83,7 @@ class SnapshotSource:
         self._applied = applied
         self._clock = clock
         self._copy: Copy | None = None
-        self._making: int | None = None
+        self._making: Hold | None = None
         self._not_before = 0.0
         self._receivers: dict[str, Receiver] = {}  # of those that lack something
         self._wanted: deque[tuple[str, int, int]] = deque()
@@ -92,9 +94,10 @@ class SnapshotSource:
         self._path.unlink(missing_ok=True)
 
     @property
-    def needed_from(self) -> int | None:
-        """The index behind which the log is needed for those who get a copy; None when nobody does."""
-        return self._making if self._copy is None else self._copy.copied.index
+    def needed(self) -> Hold | None:
+        """What of the log is needed by those who get a copy; None when nobody does."""
+        copy = self._copy
+        return self._making if copy is None else Hold(copy.copied.index, copy.copied.size)
 
     def status(self) -> list[dict[str, Any]]:
         """What is being sent, for the node's status."""
@@ -145,7 +148,7 @@ class SnapshotSource:
             self._send(peer, {"type": "node.snapshot_gone", "id": message["id"]})
             return
         offset, length = int(message["offset"]), int(message["length"])
-        if not (0 <= offset < copy.copied.size and 0 < length <= PART):
+        if not (0 <= offset < copy.copied.size and 0 < length <= LARGEST_PART):
             raise ValueError("a piece that is not there")
         copy.used = self._clock()
         self._wanted.append((peer, offset, length))
@@ -158,7 +161,7 @@ class SnapshotSource:
         under_way = (told.get(peer, {}).get("receiving") or {} for peer in due)
         if all(receiving.get("index", 0) >= view.first_index for receiving in under_way):
             return
-        self._making = self._applied()
+        self._making = Hold(self._applied())
         began = self._clock()
 
         def make() -> Copy:
@@ -217,7 +220,7 @@ class SnapshotSource:
 
     def _serve(self) -> None:
         now = self._clock()
-        most = max(self._rate / 10, PART)
+        most = max(self._rate / 10, LARGEST_PART)
         self._tokens = min(self._tokens + (now - self._refilled) * self._rate, most)
         self._refilled = now
         copy = self._copy

@@ -15,19 +15,20 @@ from typing import Any
 from ..raft.config import RaftView
 from ..sqlite.copying import Layout, NoSpace, need_space
 from .messages import Message
-from .snapshot_source import PART, digest_of
+from .snapshot_source import LARGEST_PART, PART, digest_of
 from .worker import Stopped, Worker
 
 logger = logging.getLogger("django_raftsqlite.node")
 
-MOST_UNDER_WAY = 32
-"""Pieces that are asked for and not written yet, at most."""
+MOST_UNDER_WAY = 2 * 1024 * 1024
+"""Bytes that are asked for and not written yet, at most; and when a session begins:"""
+FIRST_UNDER_WAY = 4 * PART
 QUEUEING = 0.1
 """Seconds that a piece may take longer than the fastest one: more, and less is asked for at a time."""
 STALL = 2.0
 GIVE_UP = 10.0
 """Seconds without a piece after which another copy is taken, if there is one; what is here is kept."""
-SYNC_BYTES = 16 * 1024 * 1024
+SYNC_BYTES = 4 * 1024 * 1024
 """Written between two fsyncs, so that the log's own never wait for much."""
 
 
@@ -51,7 +52,7 @@ class Transfer:
     written: int = 0
     asked: int = 0
     synced: int = 0
-    window: float = 4.0
+    window: int = FIRST_UNDER_WAY
     quickest: float = float("inf")
     questions: deque[tuple[int, float]] = field(default_factory=deque)
     linked: bool = True
@@ -60,8 +61,8 @@ class Transfer:
 class SnapshotTarget:
     """Takes one copy at a time, from the member that offered it, also over several sessions and over restarts.
 
-    What has arrived stays in a file named by the copy's SHA-256: it goes on from there. A piece is asked for when the
-    one ``window`` pieces before it is written; the window follows how long pieces queue on their way, so that other
+    What has arrived stays in a file named by the copy's SHA-256: it goes on from there. No more than a window of
+    bytes is asked for and not written yet; the window follows how long pieces queue on their way, so that other
     messages do not (what LEDBAT, RFC 6817, does).
 
     ``applied()`` is the index up to which entries were handed to the state machine; ``layout`` that of its file.
@@ -219,8 +220,10 @@ class SnapshotTarget:
         if transfer.written >= transfer.size:
             self._check(transfer)
             return
-        while transfer.asked < min(transfer.size, transfer.written + int(transfer.window) * PART):
-            length = min(PART, transfer.size - transfer.asked)
+        # Large pieces cost less, and small ones keep others waiting for less.
+        piece = min(max(transfer.window // 8 // PART, 1) * PART, LARGEST_PART)
+        while transfer.asked < transfer.size and transfer.asked - transfer.written + piece <= transfer.window:
+            length = min(piece, transfer.size - transfer.asked)
             want = {"type": "node.snapshot_want", "id": transfer.id, "offset": transfer.asked, "length": length}
             if not self._send(transfer.source, want):
                 return
@@ -231,7 +234,7 @@ class SnapshotTarget:
         transfer.heard = self._clock()
         transfer.asked = transfer.received
         transfer.questions.clear()
-        transfer.window = 4.0
+        transfer.window = FIRST_UNDER_WAY
         self._ask(transfer)
 
     def _measure(self, transfer: Transfer, offset: int) -> None:
@@ -241,9 +244,9 @@ class SnapshotTarget:
             took = self._clock() - transfer.questions.popleft()[1]
             transfer.quickest = min(transfer.quickest, took)
             if took - transfer.quickest > QUEUEING:
-                transfer.window = max(transfer.window / 2, 1.0)
+                transfer.window = max(transfer.window // 2, PART)
             else:
-                transfer.window = min(transfer.window + 0.5, MOST_UNDER_WAY)
+                transfer.window = min(transfer.window + PART // 2, MOST_UNDER_WAY)
 
     def _write(self, transfer: Transfer, offset: int, data: bytes) -> None:
         descriptor = transfer.descriptor

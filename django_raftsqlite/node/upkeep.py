@@ -11,7 +11,7 @@ from ..raft.driver import RaftDriver
 from ..sqlite.copying import Copied, copy_database
 from .api import NodeConfig
 from .applier import Applier
-from .compaction import Compaction
+from .compaction import Compaction, Hold
 from .messages import Message
 from .snapshot_source import SnapshotSource
 from .snapshot_target import SnapshotTarget
@@ -134,15 +134,15 @@ class Upkeep:
             },
         }
 
-    def _held(self) -> list[int]:
-        """What others will ask for: where they are, and where those will be that are taking a snapshot."""
-        held = [] if self._source.needed_from is None else [self._source.needed_from]
+    def _held(self) -> list[Hold]:
+        """What others will ask for: what follows where they are, or the copy that they are taking."""
+        held = [self._source.needed] if self._source.needed is not None else []
         for told in self._peers().values():
             receiving = told.get("receiving")
             if receiving is not None:
-                held.append(int(receiving["index"]))
+                held.append(Hold(int(receiving["index"]), int(receiving["size"])))
             elif told.get("failed") is None:
-                held.append(int(told["applied"]))
+                held.append(Hold(int(told["applied"])))
         return held
 
     def _install(self, copy: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:

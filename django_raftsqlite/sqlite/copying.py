@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from .tables import load_state
 
 PAGES_AT_ONCE = 512
 """Copied between two looks at whether to go on; the interpreter is free meanwhile."""
-SYNC_BYTES = 16 * 1024 * 1024
+SYNC_BYTES = 4 * 1024 * 1024
 """Written between two fsyncs, so that no other fsync of the disk waits for all of it at the end."""
+LONGEST_PAUSE = 0.1
 SPARE_BYTES = 32 * 1024 * 1024
 """Space on the disk that copies leave to others."""
 
@@ -106,10 +108,17 @@ def _copy(
                 synced = backup.remaining if synced is None else synced
                 if synced - backup.remaining >= sync_pages:
                     synced = backup.remaining
-                    os.fdatasync(descriptor)
+                    pace(lambda: os.fdatasync(descriptor))
     finally:
         with forking.opening:
             writer.close(True)
+
+
+def pace(sync: Callable[[], object]) -> None:
+    """Sync, and leave the disk to others for as long as that took."""
+    began = time.monotonic()
+    sync()
+    time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
 
 
 def open_copy(path: Path) -> apsw.Connection:

@@ -14,7 +14,7 @@ import msgpack
 
 from .changes import new_digest
 from .connections import BUSY_TIMEOUT_MS, open_writer
-from .copying import PAGES_AT_ONCE, Layout, inspect_copy, layout_of, need_space, open_copy
+from .copying import PAGES_AT_ONCE, SYNC_BYTES, Layout, inspect_copy, layout_of, need_space, open_copy, pace
 from .entry import (
     Base,
     Entry,
@@ -221,9 +221,14 @@ class StateMachine:
         source = open_copy(copy)
         try:
             with self._connection.backup("main", source, "main") as backup:
+                done = 0
                 while not backup.done:
                     go_on()
                     backup.step(PAGES_AT_ONCE)
+                    done += PAGES_AT_ONCE * found.layout.page_size
+                    if done >= SYNC_BYTES:
+                        done = 0
+                        pace(self.sync)
         finally:
             source.close(True)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from django_raftsqlite.node.compaction import CUT_EVERY, LOOK_EVERY, Compaction
+from django_raftsqlite.node.compaction import CUT_EVERY, LOOK_EVERY, Compaction, Hold
 from django_raftsqlite.raft.config import RaftView
 
 
@@ -18,7 +18,7 @@ class Log:
         self.now = 0.0
         self.first, self.last = 1, 1
         self.on_disk = 10**9
-        self.held: list[int] = []
+        self.held: list[int | Hold] = []
         self.cuts: list[int] = []
         self.jobs: list[tuple[Callable[[], int], Callable[[Any], object]]] = []
         self.failed: list[str] = []
@@ -28,7 +28,7 @@ class Log:
             size=1_000_000,
             run=lambda job, done: self.jobs.append((job, done)),
             on_disk=lambda: self.on_disk,
-            held=lambda: self.held,
+            held=lambda: [hold if isinstance(hold, Hold) else Hold(hold) for hold in self.held],
             failed=self.failed.append,
             clock=lambda: self.now,
         )
@@ -99,9 +99,21 @@ def test_what_a_member_that_lags_will_ask_for_is_kept_for_a_while(log: Log) -> N
     log.last, log.held = 2000, [700, 50, 1999]
     log.look()
     assert log.cuts == [50]
-    log.last = 4100
+    log.last = 40_000
     log.look()
-    assert log.cuts == [50, 3100]
+    assert log.cuts == [50]
+    log.last = 40_051
+    log.look()
+    assert log.cuts == [50, 39_051]
+
+
+def test_what_follows_a_copy_under_way_is_kept_for_as_long_as_another_copy_would_be_larger(log: Log) -> None:
+    log.last, log.held = 90_000, [Hold(700, 5_000_000)]
+    log.look()
+    assert log.cuts == [700]
+    log.last = 90_701
+    log.look()
+    assert log.cuts == [700, 89_701]
 
 
 def test_a_member_that_lacks_what_was_cut_holds_nothing(log: Log) -> None:
