@@ -60,7 +60,7 @@ def transfers(request: HttpRequest) -> JsonResponse:
 
 
 def _level(request: HttpRequest) -> str:
-    return request.GET.get("reads", "local")
+    return request.GET.get("reads", "session")
 
 
 def _unavailable(error: OperationalError) -> JsonResponse:

@@ -164,7 +164,7 @@ class Histories:
                     actions.append(lambda answers, k=key, v=value: _append_and_undo(k, v))
         fate = rng.random()
         level: Level = "leader" if rng.random() < 0.2 else "local"
-        stale = level == "local" and not any(isinstance(step, Append) for step in steps)
+        stale = level != "leader" and not any(isinstance(step, Append) for step in steps)
 
         def run(answers: dict[int, Any]) -> None:
             with reads(level), transaction.atomic():
@@ -188,7 +188,7 @@ class Histories:
                 for place, key in enumerate(keys):
                     answers[place] = read_list(key)
 
-        return self._run(text, [Read(key) for key in keys], run, stale=level == "local", how=f"reads {level}")
+        return self._run(text, [Read(key) for key in keys], run, stale=level != "leader", how=f"reads {level}")
 
     def _move(self, text: str, rng: random.Random) -> bool:
         """Money, with a note of it in the same transaction."""
@@ -220,7 +220,7 @@ class Histories:
             with reads(level):
                 answers[0] = balances() if at_once else _balances_one_by_one()
 
-        return self._run(text, [Audit()], run, stale=level == "local", how=f"audit {level}")
+        return self._run(text, [Audit()], run, stale=level != "leader", how=f"audit {level}")
 
 
 def _append(key: str, value: str) -> None:

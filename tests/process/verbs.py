@@ -10,12 +10,14 @@ from typing import Any
 
 from django.core.management import call_command
 from django.db import connection, transaction
+from django.test import Client
 from ledger.models import Account, Event, Series
 
-from django_raftsqlite import reads
+from django_raftsqlite import reads, session_token
 from django_raftsqlite.configuration import configure
-from django_raftsqlite.consistency import Level
+from django_raftsqlite.dbapi.freshness import Level, Seen
 from django_raftsqlite.node import registry
+from django_raftsqlite.tokens import encode
 
 from . import fatal
 from .contention import contend
@@ -53,10 +55,27 @@ def count(text: str, level: Level | None = None) -> int:
         return Event.objects.filter(text=text).count()
 
 
-def newest(level: Level) -> int:
+def newest(level: Level, max_staleness: float | None = None, token: str | None = None) -> int:
     """The greatest primary key of the events, or 0."""
-    with reads(level):
+    with reads(level, max_staleness=max_staleness) if token is None else reads(session=token):
         return Event.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+
+
+def token(version: int | None = None) -> str:
+    """What this node has, for ``newest()`` on another one; or what it would have at that version."""
+    if version is None:
+        return session_token()
+    ((lineage,),) = sql("SELECT lineage FROM _raftsqlite_state")
+    return encode({"default": Seen(lineage, version)})
+
+
+def visit(path: str, data: dict[str, Any] | None = None, cookies: dict[str, str] | None = None) -> dict[str, Any]:
+    """What a browser gets: GET, or POST of ``data``; with all its ``cookies`` afterwards."""
+    client = Client()
+    client.cookies.load(cookies or {})
+    response = client.get(path) if data is None else client.post(path, data, content_type="application/json")
+    kept = {name: cookie.value for name, cookie in client.cookies.items()}
+    return {"status": response.status_code, "body": response.content.decode(), "cookies": kept}
 
 
 def texts() -> list[str]:
@@ -170,6 +189,8 @@ VERBS: dict[str, Callable[..., Any]] = {
         create,
         count,
         newest,
+        token,
+        visit,
         texts,
         balances,
         accounts,
