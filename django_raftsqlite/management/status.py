@@ -43,6 +43,7 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     if log:
         held = f"{log['entries']} entries from {log['first_index']} on, {log['bytes'] / 2**20:.1f} MiB"
         pairs.append(("Raft log", held))
+    pairs += [("snapshot", line) for line in _snapshots(status.get("snapshots") or {})]
     applying = status.get("applying")
     if applying:
         pairs.append(("applying", f"{applying['statement'] or 'a transaction'} (since {applying['seconds']:.0f} s)"))
@@ -69,6 +70,21 @@ def table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _snapshots(told: Mapping[str, Any]) -> Iterable[str]:
+    """Who gets a copy of whose database, and how far that is."""
+    for sent in told.get("sending") or ():
+        yield f"to {sent['to']}: {_share(sent)} sent"
+    receiving = told.get("receiving")
+    if receiving:
+        yield f"from {receiving['from']}: {_share(receiving)} here, {receiving['phase']}"
+    if told.get("problem"):
+        yield str(told["problem"])
+
+
+def _share(transfer: Mapping[str, Any]) -> str:
+    return f"{transfer['bytes'] / 2**20:.1f} of {transfer['size'] / 2**20:.1f} MiB (log index {transfer['index']})"
 
 
 def _shy(told: Mapping[str, Any]) -> str:

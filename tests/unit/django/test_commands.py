@@ -170,6 +170,17 @@ def test_status_shows_the_size_of_the_wal_and_who_keeps_it() -> None:
     assert "WAL            96.0 MiB, oldest reader of process 4711 since 75 s" in table
 
 
+def test_status_shows_the_log_and_snapshots_on_their_way() -> None:
+    log = {"entries": 301, "first_index": 1700, "bytes": 5 * 2**19}
+    assert "Raft log       301 entries from 1700 on, 2.5 MiB\n" in render("x", {**STATUS, "log": log})
+    transfer = {"index": 12, "bytes": 2**20, "size": 4 * 2**20}
+    told = {"sending": [{"to": "a:1", **transfer}], "receiving": {"from": "b:2", "phase": "receiving", **transfer}}
+    table = render("x", {**STATUS, "snapshots": {**told, "problem": "no space"}})
+    assert "snapshot       to a:1: 1.0 of 4.0 MiB (log index 12) sent\n" in table
+    assert "snapshot       from b:2: 1.0 of 4.0 MiB (log index 12) here, receiving\n" in table
+    assert "snapshot       no space\n" in table
+
+
 def test_a_failed_node_says_why() -> None:
     assert "role           failed (disk full)" in render("x", {**STATUS, "role": "failed", "reason": "disk full"})
 
