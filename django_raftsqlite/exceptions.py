@@ -78,11 +78,14 @@ class Unavailable(OperationalError):
     """The group could not take the request before its deadline, and surely did not execute it.
 
     ``reason`` is ``"no leader"`` (none is known), ``"no quorum"`` (a majority of the members is not in
-    reach), ``"too slow"`` (there is a leader, but no answer in time) or ``"failed"`` (this node stopped
-    itself; the message says why).
+    reach), ``"too slow"`` (there is a leader, but no answer in time), ``"failed"`` (this node stopped
+    itself; the message says why) or ``"suspect"`` (its content is not what the group decided, or may not be: it
+    serves no reads either).
     """
 
-    def __init__(self, message: str, reason: Literal["no leader", "no quorum", "too slow", "failed"]) -> None:
+    def __init__(
+        self, message: str, reason: Literal["no leader", "no quorum", "too slow", "failed", "suspect"]
+    ) -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import apsw
 
-from ..exceptions import CommitOutcomeUnknown, Error, NotSupportedError, ProgrammingError
+from ..exceptions import (
+    CommitOutcomeUnknown,
+    Error,
+    NotSupportedError,
+    ProgrammingError,
+    TransactionConflict,
+)
 from ..node.api import Node
 from ..sqlite import pragmas
 from ..sqlite.classify import Classified, Kind, classify
@@ -95,7 +101,7 @@ class Executor:
                 return self._read_in(transaction, sql, parameters, classified)
         elif classified.kind is Kind.READ:
             self._freshen()
-            if home.open:
+            if home.open or not self._readers.serves(home):
                 home = self._readers.idle()
             return select(home, sql, parameters, self._readers)
         return _RUN[classified.kind](self, sql, parameters, classified)
@@ -124,6 +130,10 @@ class Executor:
         reader = transaction.reader
         if reader is None:
             reader = self._open_snapshot(transaction)
+        elif not self._readers.serves(reader):
+            raise TransactionConflict(
+                "this node's database was replaced by that of a sound member after this transaction began to read"
+            )
         if reader.private:
             transaction.record_unrepeatable(sql)
             return select(reader, sql, parameters, self._readers)

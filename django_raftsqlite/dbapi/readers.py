@@ -39,9 +39,19 @@ class Readers:
             self.home = reader
         return self.home
 
+    def serves(self, reader: Reader) -> bool:
+        """Whether it is on the node's present file, which a resync replaces. Raises Unavailable while the node must
+        not be read."""
+        return reader.connection.generation == self._pool.permit()
+
     def idle(self) -> Reader:
         """A reader on which no SELECT is half read, so that it sees what was written last."""
         reader = self.current()
+        if not self.serves(reader):
+            self.home = None
+            if not reader.open:
+                self._release(reader)
+            reader = self.current()
         if reader.open:
             if reader.private:
                 self.drain()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import StatementError
 from ..sqlite.functions import Registrar
 from ..sqlite.readers import ReaderPool
 from .requests import Request
+from .suspicion import Difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,9 @@ class NodeConfig:
     ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is how fast (bytes per
     second) the database is sent to those that lag more.
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
-    the socket. ``reluctant``: this process will soon end, so that its node leaves leading the group to others.
+    the socket. ``on_divergence``: what a node does whose content differs from that of the majority, "resync" or
+    "stop"; ``observers`` are told of it, in a thread of their own. ``reluctant``: this process will soon end, so
+    that its node leaves leading the group to others.
     """
 
     name: Path
@@ -57,6 +60,8 @@ class NodeConfig:
     host: bool = True
     durable: bool = True
     registrars: tuple[Registrar, ...] = ()
+    on_divergence: Literal["resync", "stop"] = "resync"
+    observers: tuple[Callable[[Difference], object], ...] = ()
     reluctant: bool = False
 
     @property

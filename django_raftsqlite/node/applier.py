@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import apsw
+
 from ..sqlite.connections import Snapshot
 from ..sqlite.copying import Layout
 from ..sqlite.entry import Base, Outcome, RequestId
-from ..sqlite.errors import ForeignWrite, NodeFault
+from ..sqlite.errors import Distrust, NodeFault
 from ..sqlite.machine import StateMachine
 from .checkpoints import Checkpoints
+from .divergence import Digests
 from .lane import ScratchLane
 from .progress import Applied
 from .worker import Stopped
@@ -26,6 +29,8 @@ logger = logging.getLogger("django_raftsqlite.node")
 
 COUNT_EVERY = 0.5
 RETRY_FOR = 5.0
+CHECK_EVERY = 1.0
+"""Seconds without an entry after which it is looked whether another program changed the file."""
 LONG = 0.25
 """Seconds after which the application of an entry is something that others are told of."""
 SHOWN = 80
@@ -37,9 +42,10 @@ Outcomes = list[tuple[RequestId, Outcome]]
 
 
 class State(NamedTuple):
-    """What the database file holds, as far as others are told. ``counts`` are up to half a second old, but for
-    the number of transactions of which parts are kept."""
+    """What the database file holds, as far as others are told, after the entry ``at``. ``counts`` are up to half a
+    second old, but for the number of transactions of which parts are kept."""
 
+    at: int
     base: Base
     digest: bytes
     counts: dict[str, int]
@@ -59,19 +65,24 @@ class Applying:
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Another node's copy that is to replace the file's content, at ``index``; ``done`` is told None, or why not."""
+    """Another node's copy that is to replace the file's content, at ``index``; ``done`` is told None, or why not.
+
+    ``resync``: this node's own file is not to be relied on."""
 
     copy: Path
     index: int
     done: Callable[[Exception | None], object]
+    resync: bool
 
 
 class Applier:
     """Owns the state machine, and the one thread that may use it.
 
     :meth:`put` is called on the loop thread, with every committed index in order; ``settled`` and ``failed`` are
-    called on the apply thread. After a fault nothing more is applied: applying the next entry would fork this
-    node. ``state``, ``applied`` and :meth:`applying` may be looked at from any thread.
+    called on the apply thread, and ``distrusted`` instead of ``failed`` where the file is not to be relied on. After
+    a fault nothing more is applied: applying the next entry would fork this node. A copy that is installed over a
+    file that is not to be relied on ends that. ``state``, ``digests``, ``applied`` and :meth:`applying` may be
+    looked at from any thread.
     """
 
     def __init__(
@@ -84,11 +95,15 @@ class Applier:
         oldest: Callable[[], Snapshot | None],
         settled: Callable[[Outcomes], None],
         failed: Callable[[str], None],
+        distrusted: Callable[[str], None],
+        halted: bool = False,
     ) -> None:
+        """``halted``: as after :meth:`halt`."""
         self._machine = machine
         self._lane = lane
         self._settled = settled
         self._failed = failed
+        self._distrusted = distrusted
         self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
@@ -97,12 +112,13 @@ class Applier:
         self._bytes_in = 0
         self._bytes_out = 0
         self._stopping = False
-        self._stopped = False
+        self._stopped = halted
         self._tending = True
         self._counted = time.monotonic()
         self._present: tuple[int, float] | None = None
         self.applied = Applied(machine.applied_index)
-        self.state = State(machine.base, machine.digest, machine.counts())
+        self.digests = Digests()
+        self.state = self._look()
         self._thread = threading.Thread(target=self._run, name=f"raftsqlite-apply {name}", daemon=True)
 
     def start(self) -> None:
@@ -114,16 +130,25 @@ class Applier:
         self._bytes_in += len(payload)
         self._queue.put((index, term, payload))
 
-    def install(self, copy: Path, index: int, done: Callable[[Exception | None], object]) -> None:
-        """Replace the file's content when what was put before is applied. Loop thread.
+    def halt(self) -> None:
+        """Apply nothing more, after the present entry: the file is not to be relied on. Any thread."""
+        self._stopped = True
+
+    def install(
+        self, copy: Path, index: int, done: Callable[[Exception | None], object], *, resync: bool = False
+    ) -> None:
+        """Replace the file's content when what was put before is applied, or dropped after :meth:`halt`. Loop thread.
 
         Nothing may be put after it until ``done`` is called, on the apply thread: with None, or with why the old
-        content is still there. When that cannot be said, ``failed`` is called instead.
+        content is still there. When that cannot be said, ``failed`` is called instead. ``resync``: the file itself is
+        replaced, whatever has become of it.
         """
-        self._queue.put(Installation(copy, index, done))
+        self._queue.put(Installation(copy, index, done, resync))
 
     def room(self) -> bool:
         """Whether more should be handed over: what waits is bounded in memory."""
+        if self._stopped:
+            return False
         return self._bytes_in - self._bytes_out < QUEUE_BYTES and self._queue.qsize() < QUEUE_ENTRIES
 
     def applying(self) -> Applying | None:
@@ -156,12 +181,20 @@ class Applier:
         return self._machine.is_open(origin)
 
     def close(self) -> None:
-        """Apply what was put, end the thread, close the file."""
+        """Apply what was put, end the thread, close the file. Scratch is closed."""
         self._stopping = True
         self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join()
-        self._machine.close()
+        try:
+            if not self._stopped:
+                self._machine.check()
+        except Distrust as error:
+            self._distrusted(str(error))
+        except apsw.Error:
+            logger.exception("whether something else wrote to the file was not found out at the end")
+        finally:
+            self._machine.close()
 
     def _run(self) -> None:
         while (entry := self._next()) is not None:
@@ -171,6 +204,9 @@ class Applier:
             if not self._stopped:
                 try:
                     self._apply(*entry)
+                except Distrust as error:
+                    self._stopped = True
+                    self._distrusted(str(error))
                 except Exception as error:  # whatever it was
                     self._stopped = True
                     logger.exception("log entry %d cannot be applied", entry[0])
@@ -182,18 +218,27 @@ class Applier:
             if self._stopping:
                 raise Stopped
 
-        if self._stopped:
+        if self._stopped != wanted.resync:
             wanted.done(Stopped())
             return
         machine, problem = self._machine, None
         self._present = wanted.index, time.monotonic()
         try:
             with self._lane.apply():
-                machine.install(wanted.copy, go_on)
-                self._lane.replaced()
+                if wanted.resync:
+                    with self._lane.without_scratch():
+                        machine.replace(wanted.copy, go_on)
+                else:
+                    machine.install(wanted.copy, go_on)
+                    self._lane.replaced()
+        except Distrust as error:
+            self._stopped = True
+            wanted.done(error)
+            self._distrusted(str(error))
+            return
         except Exception as error:
             problem = error
-            if isinstance(error, ForeignWrite | OSError) or machine.applied_index >= wanted.index:
+            if not wanted.resync and (isinstance(error, OSError) or machine.applied_index >= wanted.index):
                 self._stopped = True
                 logger.exception("the copy %s cannot be taken over", wanted.copy)
                 self._failed(f"a copy of another node's database could not be taken over: {error}")
@@ -201,22 +246,40 @@ class Applier:
         finally:
             self._present = None
         if problem is None:
-            self.state = State(machine.base, machine.digest, machine.counts())
-            self.applied.advance(machine.applied_index)
+            self.digests.clear()
+            self.state = self._look()
+            self.applied.jump(machine.applied_index)
+            if wanted.resync:
+                self._stopped, self._tending = False, True
         wanted.done(problem)
         self._settled([])
+
+    def _check(self) -> None:
+        """Find what another program did to the file, without waiting for the next entry."""
+        if self._machine.looks_changed():
+            with self._lane.apply():
+                self._machine.check()
+
+    def _look(self) -> State:
+        machine = self._machine
+        self.digests.add(machine.applied_index, machine.digest)
+        return State(machine.applied_index, machine.base, machine.digest, machine.counts())
 
     def _next(self) -> tuple[int, int, bytes] | Installation | None:
         """The next entry, which is waited for; meanwhile the WAL is kept small, but not by a node that failed."""
         while not self._stopped and self._tending:
             try:
                 self._checkpoints.tend()
+                left = self._checkpoints.left()
+                with suppress(queue.Empty):
+                    return self._queue.get(timeout=CHECK_EVERY if left is None else min(left, CHECK_EVERY))
+                self._check()
+            except Distrust as error:
+                self._stopped = True
+                self._distrusted(str(error))
             except Exception:
                 self._tending = False
                 logger.exception("the WAL is not kept below its limit any more")
-                break
-            with suppress(queue.Empty):
-                return self._queue.get(timeout=self._checkpoints.left())
         return self._queue.get()
 
     def _apply(self, index: int, term: int, payload: bytes) -> None:
@@ -233,7 +296,8 @@ class Applier:
             self._counted, counts = time.monotonic(), machine.counts()
         elif counts["parted"] != machine.parted:
             counts = {**counts, "parted": machine.parted}
-        self.state = State(machine.base, machine.digest, counts)
+        self.digests.add(index, machine.digest)
+        self.state = State(index, machine.base, machine.digest, counts)
         self.applied.advance(index)
         self._settled(outcomes)
 

@@ -28,8 +28,8 @@ RESEND_INTERVAL = 1.0
 class Refused(Exception):
     """A request is not going on. The leader took it out of its queue: it is surely not in the log.
 
-    ``reason``: "locked", "slow", "conflict" or "revoked" by the leader; "failed" or "stopped" by this node itself,
-    also for a request that was sent, which may be in the log then.
+    ``reason``: "locked", "slow", "conflict" or "revoked" by the leader; "failed", "suspect" or "stopped" by this
+    node itself, also for a request that was sent, which may be in the log then.
     """
 
     def __init__(self, reason: str, text: str) -> None:
@@ -152,6 +152,7 @@ class Core:
         )
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None
+        self.suspect: str | None = None
         self._stopped: str | None = None
         self._handlers: dict[str, Callable[[str, Message], None]] = {
             "node.submit": self.leader.on_submit,
@@ -260,6 +261,17 @@ class Core:
         self._end_all("failed", reason)
         self.leader.stop()
 
+    def distrust(self, reason: str) -> None:
+        """This node's file is not to be relied on: as :meth:`fail`, until :meth:`trust`; but it may go on to lead."""
+        self.suspect = reason
+        if self._claim is not None:
+            self._to_leader({"type": "node.release", "lease": self._claim.id})
+        self._end_all("suspect", reason)
+
+    def trust(self) -> None:
+        """This node's file is that of a sound member now."""
+        self.suspect = None
+
     def stop(self, reason: str) -> None:
         """This process stops hosting: tell those who wait, since others will host; what was sent goes on its way."""
         self._stopped = reason
@@ -274,6 +286,8 @@ class Core:
         """Why nothing new is taken, if so."""
         if self.failed is not None:
             return Refused("failed", self.failed)
+        if self.suspect is not None and self._stopped is None:
+            return Refused("suspect", self.suspect)
         return None if self._stopped is None else Refused("stopped", self._stopped)
 
     def _end_all(self, why: str, reason: str) -> None:
@@ -333,11 +347,16 @@ class Core:
                 self._raft.send(peer, progress)
 
     def willing(self) -> frozenset[str]:
-        """The members in reach that said lately that they are sound, and ready to lead."""
+        """The members in reach that said lately that they are sound, and ready to lead.
+
+        Those that are reluctant, too, where this node is suspect.
+        """
         return frozenset(
             peer
             for peer, told in self.heard().items()
-            if told.get("reluctant") is False and told.get("failed") is None
+            if (told.get("reluctant") is False or self.suspect is not None)
+            and told.get("failed") is None
+            and told.get("suspect") is None
         )
 
     def heard(self) -> dict[str, Message]:

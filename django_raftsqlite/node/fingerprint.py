@@ -41,6 +41,19 @@ def changed(database: Path, folder: Path) -> str | None:
     return None if not names else f"{' and '.join(names)} changed since this node was stopped"
 
 
+def set_aside(database: Path) -> Path:
+    """Move a file that SQLite cannot use, and its -wal, out of the way, but not away; the name it has now.
+
+    When no connection of this process is on it.
+    """
+    aside = database.with_name(f"{database.name}-damaged")
+    database.with_name(f"{database.name}-shm").unlink(missing_ok=True)
+    for suffix in ("-wal", ""):
+        with suppress(FileNotFoundError):
+            database.with_name(database.name + suffix).replace(aside.with_name(aside.name + suffix))
+    return aside
+
+
 def forget(folder: Path) -> None:
     """The node runs: from now on its own writes change the file."""
     (folder / NAME).unlink(missing_ok=True)

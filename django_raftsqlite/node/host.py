@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import apsw
+
 from ..exceptions import Error, HostLost, OperationalError, Unavailable
 from ..raft.config import RaftConfig, RaftView
 from ..raft.driver import RaftDriver
@@ -24,6 +26,8 @@ from .api import LeaseLost, NodeConfig
 from .applier import Applier, Applying, Outcomes
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
+from .divergence import PREFIX as DIVERGENCE
+from .divergence import Divergence
 from .facts import handshake_facts
 from .lane import ScratchLane
 from .latch import Latch
@@ -34,6 +38,8 @@ from .patience import Patience
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
 from .staleness import ASK_AT, Staleness
+from .suspicion import Difference, Mark
+from .suspicion import unavailable as suspect_node
 from .turns import Lost, Turn, Turns
 from .upkeep import PREFIX, Upkeep
 from .verdicts import locked, of_refusal, unavailable, unknown
@@ -47,6 +53,10 @@ APPLY_GRACE = 0.05  # how long a version that was seen elsewhere is waited for b
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
 STOP_TIMEOUT = 5.0
 STOPPED = -1
+OBSERVER_TIMEOUT = 2.0
+RESYNCS = 3
+"""How often a node replaces its content within RESYNCS_WITHIN seconds: more would not help."""
+RESYNCS_WITHIN = 3600.0
 
 
 class HostedNode:
@@ -59,6 +69,11 @@ class HostedNode:
 
     A failed node is a state, not an exit: ``failed`` has the reason, local reads go on, writes raise
     :class:`Unavailable`, the lock is kept.
+
+    A suspect node (``suspect`` has the reason) is one whose database file is not to be relied on: it serves neither
+    reads nor writes, applies nothing and leaves leading to others, but goes on storing the log, acknowledging and
+    voting, so that the group does not lose a member. That is written down (:class:`~.suspicion.Mark`), and ends when
+    the file is replaced by a sound member's.
     """
 
     def __init__(
@@ -70,9 +85,14 @@ class HostedNode:
         self.failed: str | None = None
         self._lock = lock
         self._closing = False
-        self._check_untouched()
-        machine = StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
-        if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables():
+        self._mark = Mark(config.folder)
+        self._suspicion = threading.Lock()
+        self._observing: list[threading.Thread] = []
+        self._resynced: list[float] = []
+        self.suspect: str | None = None
+        suspect = self._mark.reason or self._touched()
+        machine, suspect = self._open_machine(suspect)
+        if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables() and not suspect:
             machine.close()
             raise OperationalError(
                 f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
@@ -93,6 +113,8 @@ class HostedNode:
             oldest=oldest_snapshot,
             settled=self._on_outcomes,
             failed=self._fail,
+            distrusted=self._distrust,
+            halted=suspect is not None,
         )
         self._applied = self._applier.applied
         self._patience = Patience(config.apply_timeout)
@@ -101,7 +123,7 @@ class HostedNode:
         self._opening_mutex = threading.Lock()
         self._driver = RaftDriver(
             self._raft_config(),
-            applied=machine.applied_index,
+            applied=None if suspect is not None else machine.applied_index,
             applied_term=machine.applied_term,
             on_commit=self._on_commit,
             on_message=self._on_message,
@@ -129,11 +151,23 @@ class HostedNode:
             self._driver,
             self._applier,
             peers=self._core.heard,
-            installed=self._core.ask_again,
+            installed=self._on_installed,
             failed=self._fail,
+            suspect=lambda: self.suspect is not None,
+        )
+        self._divergence = Divergence(
+            config.address,
+            len(config.peers),
+            self._applier.digests,
+            send=self._driver.send,
+            accused=self._distrust,
+            undecided=self._undecided,
         )
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._expired = time.monotonic()
+        if suspect is not None:
+            self._distrust(suspect)
+        fingerprint.forget(config.folder)
 
     def start(self) -> None:
         """Open the port, join the group. Raises OperationalError when that cannot be done."""
@@ -143,22 +177,38 @@ class HostedNode:
         except (OSError, ValueError, LogFault) as error:
             self.close()
             raise OperationalError(f"this process cannot host the node {self.config.address}: {error}") from error
+        if self.suspect is not None:
+            self._driver.call(self._core.distrust, self.suspect)
+        elif self._driver.mismatch is not None:
+            self._distrust(self._driver.mismatch)
         self._upkeep.start()
         self._driver.call(self._tick)
 
-    def _check_untouched(self) -> None:
-        """A change that did not come through the log would fork this node from the others."""
+    def _open_machine(self, suspect: str | None) -> tuple[StateMachine, str | None]:
+        """The file's state machine, and why it is not to be relied on, if so; ``suspect`` is what is known of
+        that.
+        """
+        config = self.config
+
+        def make() -> StateMachine:
+            return StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
+
+        try:
+            return make(), suspect
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            if len(config.peers) == 1:
+                raise
+            aside = fingerprint.set_aside(config.name)
+            return make(), f"SQLite could not use its database file, which lies at {aside} now: {error}"
+
+    def _touched(self) -> str | None:
+        """What was done to the file while the node was stopped, which the other nodes' files lack."""
         config = self.config
         change = fingerprint.changed(config.name, config.folder)
-        if change is not None and len(config.peers) > 1:
-            raise OperationalError(
-                f"{change}, so it may no longer hold what the other nodes hold. Put the file back, or copy file and "
-                f"folder of another stopped node here; if nobody wrote to it (it was only copied), delete "
-                f"{config.folder / fingerprint.NAME} and start again"
-            )
-        if change is not None:
+        if change is not None and len(config.peers) == 1:
             logger.warning("node %s: %s; there is no other node to differ from", config.address, change)
-        fingerprint.forget(config.folder)
+            return None
+        return change
 
     # The Backend protocol -----------------------------------------------------------------------------------
 
@@ -203,7 +253,7 @@ class HostedNode:
         if isinstance(settlement, Refused):
             if settlement.reason == "stopped":
                 raise HostLost(str(settlement))
-            if attempt.sent == 0 or settlement.reason != "failed":
+            if attempt.sent == 0 or settlement.reason not in {"failed", "suspect"}:
                 raise self._refused(settlement)
         if settlement is None and attempt.sent == 0:
             raise self._unavailable("the write was not sent")
@@ -251,6 +301,8 @@ class HostedNode:
         """See Backend."""
         if self.failed is not None:
             raise self._unavailable("the leader was not asked")
+        if self.suspect is not None:
+            raise suspect_node(self.suspect)
         deadline = self._patience.now() + timeout
         answer: Latch[int] = Latch()
 
@@ -327,7 +379,9 @@ class HostedNode:
         self._upkeep.close()
         self._lane.close()
         self._applier.close()
-        if self.failed is None and self.config.durable:
+        for thread in self._observing:
+            thread.join(OBSERVER_TIMEOUT)
+        if self.failed is None and self.suspect is None and self.config.durable:
             fingerprint.keep(self.config.name, self.config.folder)
         self._lock.release()
 
@@ -361,8 +415,11 @@ class HostedNode:
         self._core.on_committed(index)
 
     def _on_message(self, peer: str, message: Message) -> None:
-        if message["type"].startswith(PREFIX):
+        kind = message["type"]
+        if kind.startswith(PREFIX):
             self._upkeep.on_message(peer, message)
+        elif kind.startswith(DIVERGENCE):
+            self._divergence.on_message(peer, message, self._driver.view, suspect=self.suspect is not None)
         else:
             self._core.on_message(peer, message)
 
@@ -385,6 +442,7 @@ class HostedNode:
         self._driver.prefer(self._core.willing())
         self._core.tick()
         self._upkeep.tick()
+        self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)
         now = time.monotonic()
         if self._turns.wanted:
             self._look_for_idleness(now)
@@ -414,6 +472,8 @@ class HostedNode:
             "name": str(self.config.name),
             "role": "failed" if self.failed else view.role,
             "reason": self.failed or view.reason,
+            "suspect": self.suspect,
+            "differs": self._divergence.differs,
             "leader": view.leader,
             "leader_reachable": view.leader == self.config.address or view.leader in view.connected,
             "term": view.term,
@@ -462,6 +522,7 @@ class HostedNode:
             "version": told.get("version"),
             "digest": told.get("digest"),
             "failed": told.get("failed"),
+            "suspect": told.get("suspect"),
             "reluctant": told.get("reluctant"),
             "applying": told.get("applying"),
             "heard": round(time.monotonic() - told["heard"], 3) if told else None,
@@ -474,6 +535,9 @@ class HostedNode:
             "version": state.base.version,
             "digest": state.digest.hex(),
             "failed": self.failed,
+            "suspect": self.suspect,
+            "state": [state.at, state.digest],
+            "wants": self._wanted_copy(),
             "reluctant": self.config.reluctant,
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
@@ -499,6 +563,75 @@ class HostedNode:
             logger.error("node %s stopped itself: %s", self.config.address, reason)
             self._driver.call(self._core.fail, reason)
             self._driver.call(self._driver.fail, reason)
+
+    # Divergence ---------------------------------------------------------------------------------------------
+
+    def _distrust(self, reason: str, index: int | None = None) -> None:
+        """This node's file is not what the group decided, or may not be. Any thread."""
+        config = self.config
+        if len(config.peers) == 1:
+            self._fail(reason)
+            return
+        with self._suspicion:
+            if self.suspect is not None or self.failed is not None:
+                return
+            self.suspect = reason
+        self._applier.halt()
+        try:
+            self._mark.set(reason)
+        except OSError as error:
+            self._fail(f"that this node is suspect ({reason}) could not be written down: {error}")
+            return
+        logger.error("node %s is suspect, and serves neither reads nor writes: %s", config.address, reason)
+        self._driver.call(self._core.distrust, reason)
+        self._driver.call(self._driver.halt)
+        self._observe(Difference(config.address, config.address, reason, suspect=True, index=index))
+
+    def _undecided(self, member: str, reason: str, index: int) -> None:
+        logger.error("node %s: %s", self.config.address, reason)
+        self._observe(Difference(self.config.address, member, reason, suspect=False, index=index))
+
+    def _observe(self, difference: Difference) -> None:
+        """Tell the application, in a thread of its own: what it does must not keep consensus waiting."""
+
+        def run() -> None:
+            for observer in self.config.observers:
+                try:
+                    observer(difference)
+                except Exception:
+                    logger.exception("an observer of divergence failed")
+
+        if self.config.observers:
+            thread = threading.Thread(target=run, name="raftsqlite-divergence", daemon=True)
+            self._observing = [each for each in self._observing if each.is_alive()]
+            self._observing.append(thread)
+            thread.start()
+
+    def _wanted_copy(self) -> int | None:
+        """The least index of a copy by which this node becomes sound again, if it wants one. Loop thread."""
+        if self.suspect is None or self.config.on_divergence == "stop" or not self._driver.halted:
+            return None
+        recent = [moment for moment in self._resynced if time.monotonic() - moment < RESYNCS_WITHIN]
+        return None if len(recent) >= RESYNCS else self._driver.installable_from
+
+    def _on_installed(self, resync: bool) -> None:
+        """The file holds another node's state. Loop thread."""
+        if not resync:
+            if self.suspect is not None:  # it became so meanwhile
+                self._driver.halt()
+            self._core.ask_again()
+            return
+        self._resynced.append(time.monotonic())
+        self._mark.set(None)
+        with self._suspicion:
+            reason, self.suspect = self.suspect, None
+        logger.warning(
+            "node %s has the content of a sound member, and serves again; it was suspect: %s",
+            self.config.address,
+            reason,
+        )
+        self._core.trust()
+        self._core.ask_again()
 
     def _raft_config(self) -> RaftConfig:
         config = self.config

@@ -173,6 +173,18 @@ class ScratchLane:
         with self._mutex:
             self._committing = []
 
+    @contextmanager
+    def without_scratch(self) -> Iterator[None]:
+        """Close scratch while another file is put in the place of the present one. Within :meth:`apply`."""
+        with self._mutex:
+            self._committing = []
+            self._scratch.close()
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._scratch.open()
+
     def close(self) -> None:
         """Roll back and close scratch."""
         with self.apply():

@@ -38,6 +38,7 @@ from .requests import OriginClosed, Request
 from .server import AttachServer
 from .snapshots import SnapshotWatch
 from .staleness import ASK_AT, moment
+from .suspicion import Mark
 from .verdicts import raise_unless_done, unknown
 
 logger = logging.getLogger("django_raftsqlite.node")
@@ -396,7 +397,9 @@ class ProcessNode:
 
     def _open_readers(self) -> None:
         if self._readers is None:
-            self._readers = ReaderPool(self.config.name, self.config.registrars)
+            self._readers = ReaderPool(
+                self.config.name, self.config.registrars, permit=Mark(self.config.folder).permit
+            )
             self._watch = SnapshotWatch(self._readers, self.config.name, self.config.wal_limit)
             self._watch.start()
 

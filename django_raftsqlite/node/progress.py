@@ -29,6 +29,12 @@ class Applied:
             if self._waiters:
                 self._changed.notify_all()
 
+    def jump(self, index: int) -> None:
+        """The file holds the state after ``index`` now, whatever it was before."""
+        with self._changed:
+            self._index = index
+            self._changed.notify_all()
+
     def wait(self, index: int, left: Callable[[], float]) -> bool:
         """Wait until ``index`` is applied; False when ``left`` says first that no seconds are left."""
         return self.wait_for(lambda: self._index >= index, left)

@@ -60,6 +60,8 @@ class Receiver:
 class SnapshotSource:
     """Makes one copy for all who need one, and sends it at ``rate`` bytes per second, to all of them together.
 
+    A member gets one that lacks what the log no longer holds, or that says that it wants one, from which index on.
+
     Loop thread; what takes long is done by ``worker``. ``make(path, go_on)`` makes the copy, ``applied()`` tells up
     to which index the file is at least.
     """
@@ -124,16 +126,18 @@ class SnapshotSource:
         now = self._clock()
         self._wanted = deque(want for want in self._wanted if want[0] in view.connected)
         self._serve()
-        lacking = view.behind & view.connected if view.established else frozenset()
+        wanted = {peer: int(told[peer]["wants"]) for peer in told if told[peer].get("wants") is not None}
+        lacking = (view.behind | wanted.keys()) & view.connected if view.established else frozenset()
         self._receivers = {peer: self._receivers.get(peer) or Receiver(now) for peer in lacking}
         due = [peer for peer in lacking if now - self._receivers[peer].since >= PATIENCE]
         copy = self._copy
-        if copy is not None and (now - copy.used > KEPT or (due and copy.copied.index < view.first_index)):
+        least = max([view.first_index, *(wanted[peer] for peer in due if peer in wanted)])
+        if copy is not None and (now - copy.used > KEPT or (due and copy.copied.index < least)):
             self._drop(copy)
             copy = None
         if copy is None:
-            if due and self._making is None and now >= self._not_before:
-                self._begin(view, due, told)
+            if due and self._making is None and now >= self._not_before and self._applied() >= least:
+                self._begin(least, due, told)
             return
         for peer in due:
             receiver = self._receivers[peer]
@@ -154,12 +158,17 @@ class SnapshotSource:
         self._wanted.append((peer, offset, length))
         self._serve()
 
+    def drop(self) -> None:
+        """The database is not to be copied, nor what was copied of it sent."""
+        if self._copy is not None:
+            self._drop(self._copy)
+
     # Inside -----------------------------------------------------------------------------------------------
 
-    def _begin(self, view: RaftView, due: Iterable[str], told: Mapping[str, Message]) -> None:
+    def _begin(self, least: int, due: Iterable[str], told: Mapping[str, Message]) -> None:
         """Make a copy, unless all who need one are getting one that is of use from another member."""
         under_way = (told.get(peer, {}).get("receiving") or {} for peer in due)
-        if all(receiving.get("index", 0) >= view.first_index for receiving in under_way):
+        if all(receiving.get("index", 0) >= least for receiving in under_way):
             return
         self._making = Hold(self._applied())
         began = self._clock()

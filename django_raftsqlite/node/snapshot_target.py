@@ -65,7 +65,8 @@ class SnapshotTarget:
     bytes is asked for and not written yet; the window follows how long pieces queue on their way, so that other
     messages do not (what LEDBAT, RFC 6817, does).
 
-    ``applied()`` is the index up to which entries were handed to the state machine; ``layout`` that of its file.
+    A copy is of use beyond the index ``applied()``. ``layout`` is that of the state machine's file, which a copy
+    must have unless ``any_layout()``.
     ``install(path, index, term, done)`` replaces the file's content and calls ``done`` with None, or with why not
     (Stopped: it is not needed any more).
     Loop thread; what takes long is done by ``worker``.
@@ -81,11 +82,13 @@ class SnapshotTarget:
         send: Callable[[str, Message], bool],
         applied: Callable[[], int],
         install: Callable[[Path, int, int, Callable[[Exception | None], None]], None],
+        any_layout: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._mode = mode
-        self._layout = layout
+        self.layout = layout
+        self._any_layout = any_layout
         self._worker = worker
         self._send = send
         self._applied = applied
@@ -129,10 +132,10 @@ class SnapshotTarget:
                 return
             self._end(transfer, keep=False)
         layout = Layout(int(message["page_size"]), str(message["encoding"]))
-        if layout != self._layout:
+        if layout != self.layout and not self._any_layout():
             self._tell(
                 f"{peer} sends a copy with pages of {layout.page_size} bytes in {layout.encoding}, and this node's "
-                f"file has pages of {self._layout.page_size} bytes in {self._layout.encoding}: it cannot be taken"
+                f"file has pages of {self.layout.page_size} bytes in {self.layout.encoding}: it cannot be taken"
             )
             return
         id_, size = bytes(message["id"]), int(message["size"])

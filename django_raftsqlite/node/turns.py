@@ -208,7 +208,7 @@ class Turns:
             holder, self._holder = self._holder, None
             if holder is not None:
                 self._lose(holder, text)
-            ended = reason in {"failed", "stopped"}
+            ended = reason in {"failed", "suspect", "stopped"}
             given_up = [turn for turn in self._waiting if ended or (reason == "locked" and turn.nowait)]
             for turn in given_up:
                 self._waiting.remove(turn)

@@ -25,7 +25,9 @@ class Upkeep:
     """The node's compaction, both ends of its snapshots, and the thread that waits for the disk in their stead.
 
     ``peers`` gives what each reachable member said of itself lately, ``handed`` the index up to which entries were
-    handed to the state machine. ``installed`` is called when the file holds another node's state.
+    handed to the state machine. ``installed`` is called when the file holds another node's state, with True where it
+    was not to be relied on before; ``suspect`` tells whether it is not now: then nothing is cut for it nor copied
+    from it.
 
     Loop thread, but for :meth:`start`, :meth:`stop` and :meth:`close`.
     """
@@ -37,13 +39,15 @@ class Upkeep:
         applier: Applier,
         *,
         peers: Callable[[], Mapping[str, Message]],
-        installed: Callable[[], object],
+        installed: Callable[[bool], object],
         failed: Callable[[str], None],
+        suspect: Callable[[], bool],
     ) -> None:
         self._driver = driver
         self._applier = applier
         self._peers = peers
         self._on_installed = installed
+        self._suspect = suspect
         self._worker = worker = Worker(f"raftsqlite-upkeep {config.name.name}", driver.call)
         self._compaction = Compaction(
             driver,
@@ -72,8 +76,9 @@ class Upkeep:
             layout=applier.layout,
             worker=worker,
             send=driver.send,
-            applied=lambda: driver.handed_over,
+            applied=lambda: driver.installable_from - 1,
             install=self._install,
+            any_layout=lambda: driver.halted,
         )
 
     def start(self) -> None:
@@ -92,8 +97,11 @@ class Upkeep:
     def tick(self) -> None:
         """Time passes; to be called every 50 ms or so."""
         view, told = self._driver.view, self._peers()
-        self._compaction.tick(view)
-        self._source.tick(view, told)
+        if not self._suspect():
+            self._compaction.tick(view)
+            self._source.tick(view, told)
+        else:
+            self._source.drop()
         self._target.tick(view)
 
     def on_message(self, peer: str, message: Message) -> None:
@@ -141,11 +149,12 @@ class Upkeep:
             receiving = told.get("receiving")
             if receiving is not None:
                 held.append(Hold(int(receiving["index"]), int(receiving["size"])))
-            elif told.get("failed") is None:
+            elif told.get("failed") is None and told.get("suspect") is None:
                 held.append(Hold(int(told["applied"])))
         return held
 
     def _install(self, copy: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:
+        resync = self._driver.halted
         if not self._driver.begin_install(index, term):
             done(Stopped())
             return
@@ -153,9 +162,10 @@ class Upkeep:
         def finished(error: Exception | None) -> None:
             if error is None:
                 self._driver.installed(index, term)
-                self._on_installed()
+                self._target.layout = self._applier.layout
+                self._on_installed(resync)
             else:
                 self._driver.install_failed()
             done(error)
 
-        self._applier.install(copy, index, lambda error: self._driver.call(finished, error))
+        self._applier.install(copy, index, lambda error: self._driver.call(finished, error), resync=resync)

@@ -15,6 +15,7 @@ from ..sqlite.entry import Outcome, Status
 from ..sqlite.errors import StatementError
 from .api import LeaseLost
 from .core import Refused
+from .suspicion import unavailable as suspect
 from .turns import Lost
 
 
@@ -55,6 +56,8 @@ def of_refusal(refused: Refused | Lost, view: RaftView, members: int, busy: obje
             return LeaseLost(str(refused))
         case "stopped":
             return HostLost(str(refused))
+        case "suspect":
+            return suspect(str(refused))
         case "failed":
             return Unavailable(f"this node stopped itself: {refused}", "failed")
         case _:

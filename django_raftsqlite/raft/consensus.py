@@ -17,7 +17,7 @@ from pysyncobj.transport import Transport
 from pysyncobj.version import VERSION
 
 from .config import RaftConfig
-from .log import MAX_ENTRY, LogFault, RaftLog
+from .log import MAX_ENTRY, LogFault, RaftLog, StateMismatch
 
 logger = logging.getLogger("django_raftsqlite.raft")
 
@@ -141,7 +141,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
     ``may_campaign`` says whether an election may begin when its deadline has passed.
 
-    ``applied`` and ``applied_term`` are the entry up to which the state machine's file is; the term None if it cannot
+    ``applied`` and ``applied_term`` are the entry up to which the state machine's file is (``applied`` None: it is
+    not to be relied on, and nothing may be handed over before a snapshot is installed); the term None if it cannot
     say (then it never installed a snapshot).
 
     Used by one thread. Invariants: ``applied <= commit_index <= last_index``; the commit index counts this member
@@ -155,7 +156,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
         *,
         send: Callable[[str, dict[str, Any]], bool],
         on_commit: Callable[[int, int, bytes], None],
-        applied: int,
+        applied: int | None,
         room: Callable[[], bool],
         applied_term: int | None = None,
     ) -> None:
@@ -195,11 +196,14 @@ class Consensus(SyncObj):  # type: ignore[misc]
         if not self._nodes:
             self.election_deadline = float("-inf")
 
-    def _restore(self, applied: int, applied_term: int | None) -> None:
+    def _restore(self, applied: int | None, applied_term: int | None) -> None:
         """Take the persistent state from the log instead of the memory journal of the constructor."""
         log = self.log
-        if len(log) == 0 and applied == 0:
+        if len(log) == 0 and not applied:
             log.add(NO_OP, 1, 0)
+        if applied is None:
+            # The log is only ever cut where it is committed.
+            applied, applied_term = log.first_index, None
         installing = log.get_meta(_INSTALLING)
         if installing:
             # The process ended while a snapshot was installed; the file is either as before or as after.
@@ -207,12 +211,12 @@ class Consensus(SyncObj):  # type: ignore[misc]
                 log.restart(applied, applied_term or 0)
             log.set_meta(_INSTALLING, b"")
         if applied > log.last_index or (applied < log.first_index and (applied, log.first_index) != (0, 1)):
-            raise LogFault(
+            raise StateMismatch(
                 f"the database has applied entries up to {applied}, but the Raft log {log.path} holds "
                 f"{log.first_index} to {log.last_index}: they do not belong together"
             )
         if applied and applied_term is not None and log.term_at(applied) != applied_term:
-            raise LogFault(
+            raise StateMismatch(
                 f"the database has applied entry {applied} of term {applied_term}, which the Raft log {log.path} "
                 f"holds with term {log.term_at(applied)}: they do not belong together"
             )
@@ -397,14 +401,14 @@ class Consensus(SyncObj):  # type: ignore[misc]
             if next_index[node] <= self.last_index:
                 self._send_entries(peer)
 
-    def begin_install(self, index: int, term: int) -> bool:
+    def begin_install(self, index: int, term: int, *, least: int) -> bool:
         """The state machine is about to take the state after entry ``index`` of ``term`` from a member; False when
-        that is not newer than what was handed to it.
+        that is before ``least``.
 
         Durable after the next sync of the log, before which the file must not be touched. Nothing may be handed over
         until :meth:`installed`.
         """
-        if index <= self.applied or self.is_leader:
+        if index < least or self.is_leader:
             return False
         self.log.set_meta(_INSTALLING, _place(index, term))
         return True

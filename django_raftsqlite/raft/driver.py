@@ -16,7 +16,7 @@ from typing import Any
 from .config import RaftConfig, RaftView
 from .filter import ProtocolViolation
 from .handshake import Identity
-from .log import LogFault, RaftLog
+from .log import LogFault, RaftLog, StateMismatch
 from .replica import Replica
 from .session import PeerFault
 from .thread import LoopThread
@@ -48,6 +48,9 @@ class RaftDriver:
     "node."; ``on_view(view)`` at the start and whenever role, term, leader, connected peers or established changed.
     ``room()`` False holds back further commits.
 
+    ``applied`` None: the state machine's file is not to be relied on; the member starts halted (:meth:`halt`). So it
+    does where the log shows it, unless it is alone: ``mismatch`` says why.
+
     A fault of the log (or of a callback) makes the role "failed": sessions, listener and log are closed, nothing
     is acknowledged after it, and the loop runs on until :meth:`stop`. A group of one opens no port.
     """
@@ -56,7 +59,7 @@ class RaftDriver:
         self,
         config: RaftConfig,
         *,
-        applied: int,
+        applied: int | None,
         on_commit: Callable[[int, int, bytes], None],
         on_message: Callable[[str, dict[str, Any]], None],
         on_view: Callable[[RaftView], None],
@@ -91,6 +94,7 @@ class RaftDriver:
         self._stopping = False
         self._cut_at = 0
         self._failed: RaftView | None = None
+        self.mismatch: str | None = None
         self._closing_transport: asyncio.Task[None] | None = None
         self._told: tuple[Any, ...] | None = None
         self._changed = asyncio.Event()
@@ -202,7 +206,21 @@ class RaftDriver:
     @property
     def handed_over(self) -> int:
         """Entries up to this index were given to ``on_commit``, or are part of a snapshot that was installed."""
-        return self._applied if self._replica is None else self._replica.applied
+        return self._applied or 0 if self._replica is None else self._replica.applied
+
+    def halt(self) -> None:
+        """See :meth:`Replica.halt`."""
+        self._with_replica(lambda replica: replica.halt())
+
+    @property
+    def halted(self) -> bool:
+        """Whether nothing is handed over before a snapshot is installed."""
+        return self._replica is not None and self._replica.halted
+
+    @property
+    def installable_from(self) -> int:
+        """The least index at which a snapshot is of use."""
+        return self.handed_over + 1 if self._replica is None else self._replica.installable_from
 
     def begin_install(self, index: int, term: int) -> bool:
         """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow."""
@@ -265,19 +283,28 @@ class RaftDriver:
                 on_message=self._on_frame,
                 on_settle=self._settle,
             )
-        self._replica = Replica(
-            config,
-            log,
-            send=self._transport.send if self._transport is not None else _nowhere,
-            on_commit=self._on_entry,
-            applied=self._applied,
-            applied_term=self._applied_term,
-            room=self._room,
-        )
+        try:
+            self._replica = self._make_replica(log, self._applied)
+        except StateMismatch as mismatch:
+            if not config.others:
+                raise
+            self.mismatch = str(mismatch)
+            self._replica = self._make_replica(log, None)
         if self._transport is not None:
             await self._transport.start()
         self._due = self.loop.time()
         self._tick()
+
+    def _make_replica(self, log: RaftLog, applied: int | None) -> Replica:
+        return Replica(
+            self.config,
+            log,
+            send=self._transport.send if self._transport is not None else _nowhere,
+            on_commit=self._on_entry,
+            applied=applied,
+            applied_term=self._applied_term,
+            room=self._room,
+        )
 
     def _check_cluster(self, log: RaftLog) -> None:
         mine = cluster_id(self.config.peers)

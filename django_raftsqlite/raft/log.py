@@ -42,6 +42,10 @@ class LogFault(Exception):
     """
 
 
+class StateMismatch(LogFault):
+    """The log is sound, but the state machine's file is not one that it led to."""
+
+
 def _checksum(command: bytes, index: int, term: int) -> int:
     return zlib.crc32(command, zlib.crc32(_HEADER.pack(index, term)))
 

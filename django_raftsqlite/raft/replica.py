@@ -44,7 +44,7 @@ class Replica:
         *,
         send: Callable[[str, dict[str, Any]], bool],
         on_commit: Callable[[int, int, bytes], None],
-        applied: int,
+        applied: int | None,
         room: Callable[[], bool] | None = None,
         applied_term: int | None = None,
     ) -> None:
@@ -63,7 +63,7 @@ class Replica:
         self._prevote = PreVote(len(config.peers))
         self._reads = ReadIndex(len(config.peers))
         self._reads_asked = 0.0
-        self._reluctance = Reluctance(config.election_timeout, reluctant=config.reluctant)
+        self._reluctance = Reluctance(config.election_timeout, reluctant=config.reluctant or applied is None)
         self._leader_heard = float("-inf")
         self._transfer_term: int | None = None
         self._leadership: int | None = None
@@ -71,6 +71,7 @@ class Replica:
         self._last_tick: float | None = None
         self._grace_given = False
         self._installing = False
+        self.halted = applied is None
         self._raft = Consensus(
             config,
             log,
@@ -78,7 +79,7 @@ class Replica:
             on_commit=on_commit,
             applied=applied,
             applied_term=applied_term,
-            room=lambda: not self._installing and (room is None or room()),
+            room=lambda: not (self.halted or self._installing) and (room is None or room()),
         )
 
     # What the filter and the driver look at
@@ -408,13 +409,26 @@ class Replica:
         """See :meth:`RaftLog.compact`."""
         self.log.compact(index)
 
+    def halt(self) -> None:
+        """What was handed over last may not have been applied, and nothing more is before a snapshot is installed.
+
+        The member goes on storing, voting and acknowledging, but leaves leading to others.
+        """
+        self.halted = True
+        self._reluctance.reluctant = True
+
+    @property
+    def installable_from(self) -> int:
+        """The least index at which a snapshot is of use."""
+        return self.applied if self.halted else self.applied + 1
+
     def begin_install(self, index: int, term: int) -> bool:
         """The state machine is about to take the state after entry ``index`` of ``term``, as a member has sent it.
 
-        False: it is not newer than what was handed over, and must not be taken (audit R4). True: the log remembers it
+        False: it is before :attr:`installable_from`, and must not be taken (audit R4). True: the log remembers it
         durably, and nothing is handed over before :meth:`installed` or :meth:`install_failed`.
         """
-        if self._installing or not self._raft.begin_install(index, term):
+        if self._installing or not self._raft.begin_install(index, term, least=self.installable_from):
             return False
         self.log.sync()
         self._installing = True
@@ -423,6 +437,8 @@ class Replica:
     def installed(self, index: int, term: int) -> None:
         """That state is on the state machine's disk: what is handed over goes on behind it."""
         self._raft.installed(index, term)
+        self.halted = False
+        self._reluctance.reluctant = self.config.reluctant
         self.install_failed()
 
     def install_failed(self) -> None:

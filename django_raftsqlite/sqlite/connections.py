@@ -38,13 +38,15 @@ class Connection(apsw.Connection):
 
     ``registry`` lists the functions registered on it; ``counters`` start its `total_changes()` anew. ``private``
     becomes true when the connection has temporary or attached tables, which no other connection sees. ``snapshot``
-    is kept by the borrower of a reader.
+    is kept by the borrower of a reader; ``generation`` tells which of the files is meant that a resync put at one
+    path.
     """
 
     registry: FunctionRegistry
     counters: StatementCounters
     private: bool = False
     snapshot: Snapshot | None = None
+    generation: int = 0
     classified: dict[str, Any]
 
     def close(self, force: bool = False) -> None:

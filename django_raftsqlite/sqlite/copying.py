@@ -16,6 +16,7 @@ import apsw
 from . import forking
 from .connections import open_reader
 from .tables import load_state
+from .wal import sync_folder
 
 PAGES_AT_ONCE = 512
 """Copied between two looks at whether to go on; the interpreter is free meanwhile."""
@@ -119,6 +120,49 @@ def pace(sync: Callable[[], object]) -> None:
     began = time.monotonic()
     sync()
     time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
+
+
+def put_in_place(copy: Path, path: Path, mode: int, go_on: Callable[[], object]) -> Callable[[], None]:
+    """Write a copy down beside ``path``, on the disk; what is returned puts that in the place of ``path`` and its
+    WAL.
+
+    That must be called when no connection of this process is on the file at ``path``. The copy itself stays: whoever
+    closes a descriptor of it drops no lock of SQLite's on the new file. Raises NoSpace and OSError.
+    """
+    size = copy.stat().st_size
+    need_space(path.parent, size)
+    made = path.with_name(f"{path.name}-sound")
+    made.unlink(missing_ok=True)
+    source = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        target = os.open(made, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(target, mode)
+            done = 0
+            while done < size:
+                go_on()
+                written = os.sendfile(target, source, done, min(SYNC_BYTES, size - done))
+                if not written:
+                    raise OSError(f"{copy} became shorter")
+                done += written
+                pace(lambda: os.fdatasync(target))
+            os.fsync(target)
+        finally:
+            os.close(target)
+    except BaseException:
+        made.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(source)
+
+    def put() -> None:
+        # The WAL first: SQLite would play the old one into the new file.
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        made.replace(path)
+        sync_folder(path.parent)
+
+    return put
 
 
 def open_copy(path: Path) -> apsw.Connection:

@@ -38,8 +38,18 @@ class MalformedEntry(NodeFault):
     """A committed log entry cannot be decoded: another version wrote it, or the log is damaged."""
 
 
-class ForeignWrite(NodeFault):
+class Distrust(NodeFault):
+    """The database file does not hold what the log led to, or may not: nothing may be read from it or applied to
+    it.
+    """
+
+
+class ForeignWrite(Distrust):
     """Something else wrote to the database file, or put another file in its place."""
+
+
+class Damaged(Distrust):
+    """SQLite finds the database file damaged."""
 
 
 MISSING = ("no such function: ", "no such collation sequence: ", "no such module: ")

@@ -14,7 +14,17 @@ import msgpack
 
 from .changes import new_digest
 from .connections import BUSY_TIMEOUT_MS, open_writer
-from .copying import PAGES_AT_ONCE, SYNC_BYTES, Layout, inspect_copy, layout_of, need_space, open_copy, pace
+from .copying import (
+    PAGES_AT_ONCE,
+    SYNC_BYTES,
+    Layout,
+    inspect_copy,
+    layout_of,
+    need_space,
+    open_copy,
+    pace,
+    put_in_place,
+)
 from .entry import (
     Base,
     Entry,
@@ -75,8 +85,13 @@ class StateMachine:
         Raises apsw.Error when the file cannot be used.
         """
         self._path = path
+        self._registrars = tuple(registrars)
+        self._mode = mode
         self._durable = durable
-        self._connection = open_writer(path, registrars, mode, durable, checkpoints=True)
+        self._open()
+
+    def _open(self) -> None:
+        self._connection = open_writer(self._path, self._registrars, self._mode, self._durable, checkpoints=True)
         try:
             self._wal = Path(self._connection.filename_wal)
             create(self._connection)
@@ -168,7 +183,10 @@ class StateMachine:
 
         Less than all, where somebody reads an older state. Raises apsw.Error.
         """
-        return self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        try:
+            return self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        finally:
+            self._note_files()
 
     def empty_wal(self, keep_waiting: Callable[[], bool]) -> bool:
         """Write all of the WAL back and truncate it to nothing; False where its readers did not end in time.
@@ -186,6 +204,7 @@ class StateMachine:
             return False
         finally:
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+            self._note_files()
         return True
 
     @property
@@ -209,8 +228,42 @@ class StateMachine:
         finally:
             self._load()
         self._runner.forget_all()
+        self._note_files()
         self._data_version = self._read_data_version()
         self.sync()
+
+    def replace(self, copy: Path, go_on: Callable[[], object]) -> None:
+        """Put another node's copy in the place of the file, whatever has become of that, and have it on the disk.
+
+        Who has the old file open goes on to see it: readers must be told. Scratch must be closed. ``go_on`` is as for
+        :meth:`install`. Raises NoSpace, OSError and apsw.Error, and NodeFault for what is no copy.
+        """
+        self._runner.statement = "a copy of another node's database"
+        inspect_copy(copy)
+        put = put_in_place(copy, self._path, self._mode, go_on)
+        # What is left in the old file's WAL must not be written to anything.
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        self.close()
+        try:
+            put()
+        finally:
+            self._open()
+        self.sync()
+
+    def looks_changed(self) -> bool:
+        """Whether :meth:`check` may find something; cheap, and keeps nobody waiting. Raises ForeignWrite,
+        apsw.Error.
+        """
+        self._check_files()
+        return self._read_data_version() != self._data_version
+
+    def check(self) -> None:
+        """Look whether the file is still the one that this node alone wrote to. Raises ForeignWrite and apsw.Error.
+
+        Scratch must be rolled back.
+        """
+        self._check_files()
+        self._check_before()
 
     def _take_over(self, copy: Path, go_on: Callable[[], object]) -> None:
         found = inspect_copy(copy)
@@ -304,7 +357,10 @@ class StateMachine:
         if alone is not None and not forced and "VACUUM" in verbs(alone.statements):
             if self._settled(draft, alone.request) is None:
                 self._check_before()
-                forced[0] = runner.vacuum(alone)
+                try:
+                    forced[0] = runner.vacuum(alone)
+                finally:
+                    self._note_files()
             draft = self._draft(index, term, entry)
         runner.begin({} if alone is None else alone.pragmas)
         self._check_data_version()
@@ -325,6 +381,7 @@ class StateMachine:
         draft.ledger.save()
         save_state(self._connection, draft.state)
         runner.commit()
+        self._note_files()
         self._state = draft.state
         self._origins = draft.ledger.merged()
         self._parted = draft.parts.held
@@ -416,6 +473,9 @@ class StateMachine:
         except OSError as error:
             raise ForeignWrite(f"{error.filename} is gone") from error
         if found != self._files:
+            same = [before[:3] == now[:3] for before, now in zip(self._files, found, strict=True)]
+            if all(same):
+                raise ForeignWrite(f"something else wrote to {self._path}")
             raise ForeignWrite(f"{self._path} or its -wal is another file than the one this node opened")
 
     def _check_data_version(self) -> None:
@@ -440,10 +500,20 @@ class StateMachine:
         version: Any = self._connection.execute("PRAGMA data_version").fetchall()[0][0]
         return int(version)
 
-    def _identify_files(self) -> tuple[tuple[int, int, int], ...]:
-        # By name, never opened: closing a descriptor would drop SQLite's locks in this process.
-        found = (os.stat(name) for name in (self._connection.filename, self._connection.filename_wal))  # noqa: PTH116
-        return tuple((status.st_dev, status.st_ino, status.st_nlink) for status in found)
+    def _identify_files(self) -> tuple[tuple[int, ...], ...]:
+        # By name, never opened: closing a descriptor would drop SQLite's locks in this process. Only checkpoints
+        # write to the database itself, and they run on this connection; scratch may write to the WAL.
+        names = self._connection.filename, self._connection.filename_wal
+        database, wal = (os.stat(name) for name in names)  # noqa: PTH116
+        return (
+            (database.st_dev, database.st_ino, database.st_nlink, database.st_size, database.st_mtime_ns),
+            (wal.st_dev, wal.st_ino, wal.st_nlink),
+        )
+
+    def _note_files(self) -> None:
+        """After anything that may have run a checkpoint."""
+        with suppress(OSError):  # the next check will tell
+            self._files = self._identify_files()
 
 
 _Asked = Transaction | Parted | Part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,16 @@ class ReaderPool:
     the child makes a pool of its own.
     """
 
-    def __init__(self, path: Path, registrars: Iterable[Registrar], *, maximum_idle: int = 16) -> None:
+    def __init__(
+        self,
+        path: Path,
+        registrars: Iterable[Registrar],
+        *,
+        maximum_idle: int = 16,
+        permit: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """``permit`` raises where the file must not be read at present; else it gives the file's generation."""
+        self.permit = permit
         self._path = path
         self._registrars = tuple(registrars)
         self._maximum_idle = maximum_idle
@@ -43,11 +52,19 @@ class ReaderPool:
         self._borrowers: weakref.WeakSet[Borrower] = weakref.WeakSet()
 
     def acquire(self) -> Connection:
-        """A connection outside of any transaction. Raises apsw.CantOpenError when there is no file."""
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
+        """A connection outside of any transaction. Raises apsw.CantOpenError when there is no file, and what
+        ``permit`` raises."""
+        generation = self.permit()
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                connection = self._idle.pop()
+            if connection.generation == generation:
+                return connection
+            connection.close(True)
         connection = open_reader(self._path, self._registrars)
+        connection.generation = generation
         with self._registry:
             self._opened.add(connection)
         return connection

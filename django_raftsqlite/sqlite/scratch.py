@@ -35,7 +35,14 @@ class Scratch:
     """
 
     def __init__(self, path: Path, registrars: Iterable[Registrar], durable: bool = True) -> None:
-        self._connection: Connection = open_writer(path, registrars, durable=durable)
+        self._path = path
+        self._registrars = tuple(registrars)
+        self._durable = durable
+        self.open()
+
+    def open(self) -> None:
+        """Open the file that is there now; after :meth:`close`. Raises apsw.Error."""
+        self._connection: Connection = open_writer(self._path, self._registrars, durable=self._durable)
         self._connection.set_busy_timeout(_BEGIN_TIMEOUT_MS)
         self._connection.set_commit_hook(lambda: True)
         self._changed_schema = False

@@ -12,7 +12,7 @@ from . import pragmas
 from .changes import Recorder, feed_outcome, feed_schema
 from .connections import Connection
 from .entry import Outcome, RequestId, Result, Statement, Statements, Status, Transaction, result_digest
-from .errors import NodeFault, StatementError
+from .errors import Damaged, NodeFault, StatementError
 from .execution import result_of, run
 from .parts import StoredStatements
 from .rowids import Rowids
@@ -61,6 +61,8 @@ class TransactionLost(Exception):
 
 def fault(error: Exception) -> NodeFault:
     """``error`` as a fault of this node."""
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return Damaged(f"SQLite finds the database file damaged: {error}")
     return NodeFault(f"{type(error).__name__}: {error}", retry=isinstance(error, _RETRIED))
 
 

@@ -765,7 +765,7 @@ class TestForeignWrites:
             scratch.rollback()
             replica.done(f"INSERT INTO t(a) VALUES ({i})")
             replica.done("VACUUM", solo=True)
-            replica.machine._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            assert replica.machine.empty_wal(lambda: False)
         scratch.close()
         replica.done("INSERT INTO t(a) VALUES (9)")
 

@@ -51,7 +51,7 @@ def test_a_large_transaction_on_scratch_after_a_checkpoint_is_no_foreign_write(
     replica: Replica, scratch: Scratch
 ) -> None:
     """It begins the WAL anew, which other connections cannot tell from a commit."""
-    replica.rows("PRAGMA wal_checkpoint(PASSIVE)")
+    replica.machine.write_back()
     outgrow_cache(scratch)
     replica.done("INSERT INTO t(a) VALUES (2)")
     outgrow_cache(scratch)
@@ -61,11 +61,11 @@ def test_a_large_transaction_on_scratch_after_a_checkpoint_is_no_foreign_write(
 
 def test_nor_is_it_before_the_next_checkpoint_or_vacuum(replica: Replica, scratch: Scratch) -> None:
     """Both change the WAL, in which the cause is found, before the next entry's transaction."""
-    replica.rows("PRAGMA wal_checkpoint(PASSIVE)")
+    replica.machine.write_back()
     outgrow_cache(scratch)
     assert replica.machine.empty_wal(lambda: False)
     replica.done("INSERT INTO t(a) VALUES (2)")
-    replica.rows("PRAGMA wal_checkpoint(PASSIVE)")
+    replica.machine.write_back()
     outgrow_cache(scratch)
     replica.done("VACUUM", solo=True)
     assert replica.rows("SELECT a FROM t") == [(1,), (2,)]
@@ -73,7 +73,7 @@ def test_nor_is_it_before_the_next_checkpoint_or_vacuum(replica: Replica, scratc
 
 def test_a_foreign_write_behind_such_a_transaction_is_noticed(replica: Replica, scratch: Scratch) -> None:
     """The WAL holds a commit then, and it is not ours."""
-    replica.rows("PRAGMA wal_checkpoint(PASSIVE)")
+    replica.machine.write_back()
     outgrow_cache(scratch)
     with closing(apsw.Connection(str(replica.path))) as foreign:
         foreign.execute("INSERT INTO t(a) VALUES (2)")
