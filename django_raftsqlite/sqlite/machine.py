@@ -12,6 +12,7 @@ from typing import Any
 import apsw
 import msgpack
 
+from . import forking
 from .changes import new_digest
 from .connections import BUSY_TIMEOUT_MS, open_writer
 from .copying import (
@@ -283,7 +284,8 @@ class StateMachine:
                         done = 0
                         pace(self.sync)
         finally:
-            source.close(True)
+            with forking.opening:
+                source.close(True)
 
     def sync(self) -> int:
         """Have the file on the disk up to an index, which is returned: it never goes back behind it. Any thread.

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from django_raftsqlite.exceptions import Unavailable
 from django_raftsqlite.sqlite import machine
-from tests.support.nodes import eventually, group, read, write
+from django_raftsqlite.sqlite.copying import NoSpace
+from tests.support.nodes import Group, eventually, group, read, write
 
 SMALL: dict[str, Any] = {"log_entries": 50, "durable": False}
 
@@ -76,4 +78,70 @@ def test_a_node_that_was_away_for_long_goes_on_from_a_copy(tmp_path: Path) -> No
         write(node, "INSERT INTO t(a) VALUES ('mine')")
         assert read(node, "SELECT count(*) FROM t") == [(171,)]
         assert read(node, "PRAGMA integrity_check") == [("ok",)]
+        nodes.settle()
+
+
+def away_and_behind(nodes: Group, size: int = 10_000) -> int:
+    """Close a follower until the others no longer hold what it lacks; its number."""
+    write(nodes.nodes[0], "CREATE TABLE t(id INTEGER PRIMARY KEY, a)")
+    away = nodes.follower()
+    nodes.settle()
+    nodes.nodes[away].close()
+    leader = nodes.nodes[nodes.leader()]
+    for _ in range(150):
+        write(leader, "INSERT INTO t(a) VALUES (zeroblob(?))", size)
+    eventually(lambda: leader.status()["log"]["first_index"] > 60, "the log is cut")
+    return away
+
+
+def test_the_wal_that_a_copy_filled_is_emptied(tmp_path: Path) -> None:
+    """All of the database goes through it, and it must not stay that large."""
+    with group(tmp_path, 3, **SMALL, wal_limit=2**20) as nodes:
+        node = nodes.restart(away_and_behind(nodes, size=50_000))
+        nodes.settle()
+        assert node.status()["snapshots"]["received_bytes"] > 7_000_000
+        eventually(lambda: node.status()["wal_bytes"] <= 2**20, "the WAL is small again")
+
+
+def test_a_node_that_cannot_take_a_copy_over_says_why_and_goes_on_serving_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told and tried again, without an end of the process or of the node."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+
+        def refuse(*_: object) -> None:
+            raise NoSpace("7 MiB are needed")
+
+        monkeypatch.setattr(machine, "need_space", refuse)
+        node = nodes.restart(away)
+        eventually(lambda: "7 MiB" in (node.status()["snapshots"]["problem"] or ""), "it says why")
+        assert read(node, "SELECT count(*) FROM t") == [(0,)]
+        assert node.status()["role"] == "follower"
+        monkeypatch.undo()
+        nodes.settle()
+        assert read(node, "SELECT count(*) FROM t") == [(150,)]
+        assert node.status()["snapshots"]["received_bytes"] < 2_500_000, "what was received was still there"
+
+
+def test_a_node_that_cannot_know_what_is_on_its_disk_is_failed_and_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves what it has, refuses writes, and keeps its lock."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+
+        def install(*_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(machine.StateMachine, "install", install)
+        node = nodes.restart(away)
+        eventually(lambda: node.status()["role"] == "failed", "it is failed")
+        assert "Input/output error" in node.status()["reason"]
+        assert read(node, "SELECT count(*) FROM t") == [(0,)]
+        with pytest.raises(Unavailable, match="Input/output error"):
+            write(node, "INSERT INTO t(a) VALUES (1)")
+        monkeypatch.undo()
+        node.close()
+        nodes.restart(away)
         nodes.settle()

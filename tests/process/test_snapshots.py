@@ -113,6 +113,37 @@ def test_a_node_that_was_away_catches_up_while_others_write_and_its_readers_noti
 
 
 @pytest.mark.timeout(600)
+def test_a_write_whose_entry_was_jumped_over_ends_as_done_and_is_there_once(
+    new_cluster: NewCluster, network: Network, rng: random.Random
+) -> None:
+    """Its node never applies the entry, but the copy has kept the outcome: of a statement, and of a COMMIT."""
+    cluster = start(new_cluster, network, timeout=90)
+    victim = rng.choice(cluster.followers())
+    leader = cluster.wait_leader()
+    assert victim.worker is not None
+    victim.worker.call("begin", "one")
+    victim.worker.call("create", "one", text="a transaction")
+    for node in cluster:
+        if node is not victim:
+            network.hold(node.address, victim.address)  # it is heard, and hears nothing
+    together = victim.worker.send("commit", "one")
+    wait_until("it is committed", lambda: leader.call("count", text="a transaction"), 20)
+    alone = victim.worker.send("create", "two", text="a statement")  # on its way now, or later
+    assert not together.done() and not alone.done()
+    send_away(cluster, network, victim)
+    bring_back(cluster, network, victim)
+    wait_until("it hears its leader", lambda: status(victim)["leader_reachable"] and status(victim)["leader"], 20)
+    late = victim.worker.send("create", "three", text="before the copy was made")
+    for future in (together, alone, late):
+        future.result(45)
+    cluster.converge()
+    assert status(victim)["snapshots"]["received_bytes"] >= BALLAST
+    for text in ("a statement", "a transaction", "before the copy was made"):
+        assert [node.call("count", text=text) for node in cluster] == [1, 1, 1]
+    check_files(cluster.nodes)
+
+
+@pytest.mark.timeout(600)
 def test_a_link_that_breaks_does_not_begin_the_copy_anew(
     new_cluster: NewCluster, network: Network, rng: random.Random
 ) -> None:

@@ -249,3 +249,44 @@ def test_a_copy_is_not_taken_into_a_file_that_something_else_wrote_to(nodes: lis
     foreign.close()
     with pytest.raises(ForeignWrite):
         b.machine.install(tmp_path / "copy", nothing)
+
+
+def test_a_node_plans_by_the_statistics_of_the_copy_it_took(nodes: list[Node], tmp_path: Path) -> None:
+    """As one that starts now does: a plan may choose which rows a statement changes."""
+    a, b = nodes
+    schema = ("CREATE TABLE p(x, y)", "CREATE INDEX px ON p(x)", "CREATE INDEX py ON p(y)")
+    few_x = "INSERT INTO p SELECT value % 2, value FROM json_each('[' || substr(replace(hex(zeroblob(500)), '00', "
+    few_x += "',1'), 2) || ']')"
+    for node, swapped in ((a, False), (b, True)):
+        for sql in schema:
+            node.write(sql)
+        node.write(few_x)
+        node.write("UPDATE p SET x = rowid % 2, y = rowid" if swapped else "UPDATE p SET x = rowid, y = rowid % 2")
+        node.write("ANALYZE")
+    query = "EXPLAIN QUERY PLAN SELECT * FROM p WHERE x = 1 AND y = 1"
+
+    def plan(node: Node) -> str:
+        return str(node.machine._connection.execute(query).fetchall())
+
+    assert "px" in plan(a) and "py" in plan(b)
+    a.write("INSERT INTO t(a) VALUES (1)")
+    while a.machine.applied_index <= b.machine.applied_index:
+        a.write("INSERT INTO t(a) VALUES (1)")
+    a.copy(tmp_path / "copy")
+    b.machine.install(tmp_path / "copy", nothing)
+    assert plan(b) == plan(a)
+
+
+def test_a_disk_that_does_not_take_the_copy_is_told(
+    nodes: list[Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows then what is on the disk: the log must not be cut."""
+    a, b = nodes
+    a.copy(tmp_path / "copy")
+
+    def fail(_path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("django_raftsqlite.sqlite.machine.sync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        b.machine.install(tmp_path / "copy", nothing)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import apsw
 import pytest
 
+from django_raftsqlite.sqlite.copying import copy_database
 from django_raftsqlite.sqlite.entry import (
     Item,
     ItemKind,
@@ -108,6 +110,21 @@ class TestApply:
         assert outcome.result is not None
         assert outcome.result.rows == [(1, "y" * 100)]
         assert replica.apply(sent.whole()) == [outcome]
+
+    def test_a_node_that_took_a_copy_has_the_parts_that_came_before(self, make_replica: Make, tmp_path: Path) -> None:
+        """The last item finds them on every node, whether it has applied them or not."""
+        author, other = make_replica(TABLE), make_replica()
+        sent = Sent(10, *INSERTS)
+        author.apply(*sent.parts[:-1])
+        copy_database(author.path, tmp_path / "copy", 0o600, lambda: None)
+        other.machine.install(tmp_path / "copy", lambda: None)
+        for replica in (author, other):
+            assert kept_parts(replica) == len(sent.parts) - 1
+            replica.apply(sent.parts[-1])
+            assert statuses(replica.apply(sent.whole())) == [Status.DONE]
+            assert kept_parts(replica) == 0
+        assert other.machine.digest == author.machine.digest
+        assert dump(other.path) == dump(author.path)
 
     @pytest.mark.parametrize("seed", range(20))
     def test_any_split_gives_the_same_file_and_digest(self, make_replica: Make, seed: int) -> None:
