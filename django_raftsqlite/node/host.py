@@ -154,6 +154,7 @@ class HostedNode:
             installed=self._on_installed,
             failed=self._fail,
             suspect=lambda: self.suspect is not None,
+            distrust=self._distrust,
         )
         self._divergence = Divergence(
             config.address,

@@ -66,7 +66,7 @@ class SnapshotTarget:
     messages do not (what LEDBAT, RFC 6817, does).
 
     A copy is of use beyond the index ``applied()``. ``layout`` is that of the state machine's file, which a copy
-    must have unless ``any_layout()``.
+    must have unless ``any_layout()``; ``mismatched`` is told when it has not.
     ``install(path, index, term, done)`` replaces the file's content and calls ``done`` with None, or with why not
     (Stopped: it is not needed any more).
     Loop thread; what takes long is done by ``worker``.
@@ -83,12 +83,14 @@ class SnapshotTarget:
         applied: Callable[[], int],
         install: Callable[[Path, int, int, Callable[[Exception | None], None]], None],
         any_layout: Callable[[], bool] = lambda: False,
+        mismatched: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._mode = mode
         self.layout = layout
         self._any_layout = any_layout
+        self._mismatched = mismatched
         self._worker = worker
         self._send = send
         self._applied = applied
@@ -137,6 +139,7 @@ class SnapshotTarget:
                 f"{peer} sends a copy with pages of {layout.page_size} bytes in {layout.encoding}, and this node's "
                 f"file has pages of {self.layout.page_size} bytes in {self.layout.encoding}: it cannot be taken"
             )
+            self._mismatched(str(self.problem))
             return
         id_, size = bytes(message["id"]), int(message["size"])
         path = self._folder / f"snapshot-{id_.hex()[:32]}.part"

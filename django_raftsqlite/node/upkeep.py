@@ -27,7 +27,8 @@ class Upkeep:
     ``peers`` gives what each reachable member said of itself lately, ``handed`` the index up to which entries were
     handed to the state machine. ``installed`` is called when the file holds another node's state, with True where it
     was not to be relied on before; ``suspect`` tells whether it is not now: then nothing is cut for it nor copied
-    from it.
+    from it. ``distrust`` makes it so, with a reason: where its pages are of another size than the group's, it can
+    only be replaced as a whole.
 
     Loop thread, but for :meth:`start`, :meth:`stop` and :meth:`close`.
     """
@@ -42,6 +43,7 @@ class Upkeep:
         installed: Callable[[bool], object],
         failed: Callable[[str], None],
         suspect: Callable[[], bool],
+        distrust: Callable[[str], object],
     ) -> None:
         self._driver = driver
         self._applier = applier
@@ -79,6 +81,7 @@ class Upkeep:
             applied=lambda: driver.installable_from - 1,
             install=self._install,
             any_layout=lambda: driver.halted,
+            mismatched=distrust,
         )
 
     def start(self) -> None:

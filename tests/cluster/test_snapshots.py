@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from django_raftsqlite.exceptions import Unavailable
@@ -81,10 +83,10 @@ def test_a_node_that_was_away_for_long_goes_on_from_a_copy(tmp_path: Path) -> No
         nodes.settle()
 
 
-def away_and_behind(nodes: Group, size: int = 10_000) -> int:
-    """Close a follower until the others no longer hold what it lacks; its number."""
+def away_and_behind(nodes: Group, size: int = 10_000, away: int | None = None) -> int:
+    """Close a node until the others no longer hold what it lacks; its number. A follower, unless one is named."""
     write(nodes.nodes[0], "CREATE TABLE t(id INTEGER PRIMARY KEY, a)")
-    away = nodes.follower()
+    away = nodes.follower() if away is None else away
     nodes.settle()
     nodes.nodes[away].close()
     leader = nodes.nodes[nodes.leader()]
@@ -145,3 +147,21 @@ def test_a_node_that_cannot_know_what_is_on_its_disk_is_failed_and_not_ended(
         node.close()
         nodes.restart(away)
         nodes.settle()
+
+
+def test_a_node_whose_file_has_pages_of_another_size_gets_the_groups(tmp_path: Path) -> None:
+    """SQLite takes no pages of another size into a file in use: so it is replaced as a whole, and serves nothing
+    until then."""
+    with contextlib.closing(apsw.Connection(str(tmp_path / "n2.sqlite3"))) as connection:
+        connection.pragma("page_size", 8192)
+        connection.execute("CREATE TABLE gone(x)").fetchall()
+        connection.execute("DROP TABLE gone").fetchall()
+    with group(tmp_path, 3, **SMALL) as nodes:
+        assert read(nodes.nodes[2], "PRAGMA page_size") == [(8192,)]
+        away_and_behind(nodes, away=2)
+        node = nodes.restart(2)
+        eventually(lambda: node.status()["snapshots"]["received_bytes"], "a copy is on its way")
+        eventually(lambda: node.status()["suspect"] is None, "it serves again")
+        nodes.settle()
+        assert read(node, "SELECT count(*) FROM t") == [(150,)]
+        assert read(node, "PRAGMA page_size") == [(4096,)]
