@@ -109,7 +109,8 @@ class Machine:
         return None if driver is None or driver._failed is not None else driver._replica
 
     def sync_seconds(self) -> float:
-        return self.world.random.expovariate(1 / self.slow_sync) if self.slow_sync else 0.0
+        mean = max(self.slow_sync, self.simulation.scenario.sync if self.simulation.ready else 0.0)
+        return self.world.random.expovariate(1 / mean) if mean else 0.0
 
     def apply_seconds(self) -> float:
         return self.world.random.expovariate(1 / self.slow_apply) if self.slow_apply else 0.0

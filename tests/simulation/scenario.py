@@ -49,6 +49,7 @@ class Scenario:
     links_break: bool = False
     apply_per_tick: int = 2048
     payload: int = 20
+    sync: float = 0.0
 
     def without(self, faults: set[int]) -> Scenario:
         """The same with fewer faults."""
@@ -120,4 +121,5 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         links_break=chance.random() < 0.5,
         apply_per_tick=chance.choice([3, 2048]),
         payload=chance.choice([20, 200, 2000]),
+        sync=chance.choice([0.0, 0.0, 0.001, 0.01]),
     )
