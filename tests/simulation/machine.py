@@ -74,6 +74,7 @@ class Machine:
         self.log: Log | None = None
         self.guests: list[Process] = []
         self.boots = 0
+        self.reluctant = False
         self.wall = 0.0
         self.slow_apply = 0.0
         self.slow_sync = 0.0
@@ -96,6 +97,7 @@ class Machine:
             wal_limit=scenario.wal_limit,
             lease_timeout=scenario.lease_timeout,
             log_entries=scenario.log_entries,
+            reluctant=self.reluctant,
         )
 
     @property
@@ -121,6 +123,8 @@ class Machine:
         """Begin to host."""
         assert self.process is None
         self.boots += 1
+        # Each time another process hosts it.
+        self.reluctant = self.simulation.scenario.reluctant and self.world.random.random() < 0.5
         self.process = process = Process(self.world, f"{self.address}.{self.boots}")
         process.wall = self.wall
         process.on_death = lambda: self.kill(process)

@@ -364,7 +364,7 @@ PROTECTIONS = (
     ),
     Protection(
         "leader's own disk", "R10", "a leader counts itself after its fsync", "committed on a minority of disks",
-        _leader_counts_first,
+        _leader_counts_first, directed=(f"{D}::test_r10_the_leader_does_not_count_itself_while_its_disk_fails",),
     ),
     Protection(
         "commit index after a start", "R11", "only what was applied counts as committed", "an uncommitted tail is applied",
@@ -444,6 +444,7 @@ PROTECTIONS = (
     Protection(
         "stored vote", "S-1", "the vote is stored with the term", "a member votes twice in a term",
         _votes_forgotten,
+        directed=(f"{D}::test_s1_entries_term_and_vote_survive_and_what_was_not_synced_is_gone_as_one",),
     ),
     Protection(
         "sync before the cut", "R4, R6", "the file is synced up to where the log is cut", "neither log nor file has an entry",

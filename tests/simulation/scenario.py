@@ -50,6 +50,7 @@ class Scenario:
     apply_per_tick: int = 2048
     payload: int = 20
     sync: float = 0.0
+    reluctant: bool = False
 
     def without(self, faults: set[int]) -> Scenario:
         """The same with fewer faults."""
@@ -121,5 +122,6 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         links_break=chance.random() < 0.5,
         apply_per_tick=chance.choice([3, 2048]),
         payload=chance.choice([20, 200, 2000]),
+        reluctant=chance.random() < 0.3,
         sync=chance.choice([0.0, 0.0, 0.001, 0.01]),
     )

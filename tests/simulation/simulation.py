@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from django_raftsqlite.dbapi.connection import Connection
+from django_raftsqlite.node import compaction, snapshot_source
 from django_raftsqlite.node import host as host_module
 from django_raftsqlite.node import process as process_module
 from django_raftsqlite.raft import consensus
@@ -285,6 +286,8 @@ def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
         (connections, "_CHECKPOINT_PAGES", scenario.checkpoint_pages),
         (consensus, "APPLY_PER_TICK", scenario.apply_per_tick),
     ]
+    if scenario.log_entries < 1000:
+        settings += [(compaction, "LOOK_EVERY", 0.1), (snapshot_source, "PATIENCE", 0.1)]
     if scenario.small_batches:
         settings += [(consensus, "BATCH_BYTES", 2000), (consensus, "WINDOW_BYTES", 5000)]
     if scenario.small_parts:
