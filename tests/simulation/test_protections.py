@@ -4,43 +4,47 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.support.audit import Shell, standing_clock
-
 from .protections import PROTECTIONS, Protection
+from .test_seeds import ROOT, simulate
 
-ROOT = Path(__file__).parents[2]
 DIRECTED = [(protection, name) for protection in PROTECTIONS for name in protection.directed]
 
 
-def call(
-    test: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Run a directed test with the fixtures that it names."""
+class Fixtures:
+    """A test's fixtures: pytest's own as they are, and those of its module made anew for each run."""
+
+    def __init__(self, module: ModuleType, known: dict[str, Any], stack: ExitStack) -> None:
+        self._module = module
+        self._known = dict(known)
+        self._stack = stack
+
+    def call(self, function: Callable[..., Any]) -> Any:
+        """Call a test, or what makes a fixture, with the fixtures that it names."""
+        return function(**{name: self._get(name) for name in inspect.signature(function).parameters})
+
+    def _get(self, name: str) -> Any:
+        if name not in self._known:
+            made = self.call(inspect.unwrap(getattr(self._module, name)))
+            if isinstance(made, Iterator):
+                made = self._stack.enter_context(contextmanager(lambda made=made: made)())
+            self._known[name] = made
+        return self._known[name]
+
+
+def run(name: str, known: dict[str, Any]) -> None:
+    """Run a directed test."""
+    path, function = name.split("::")
+    module = importlib.import_module(f"tests.{path}")
     with ExitStack() as stack:
-        fixtures: dict[str, Callable[[], Any]] = {
-            "tmp_path": lambda: tmp_path,
-            "monkeypatch": lambda: monkeypatch,
-            "caplog": lambda: caplog,
-            "clock": lambda: clock,
-            "shell": lambda: stack.enter_context(Shell(tmp_path)),
-            "shell_of_five": lambda: stack.enter_context(Shell(tmp_path, "bcde")),
-        }
-        clock = stack.enter_context(standing_clock())
-        test(**{name: fixtures[name]() for name in inspect.signature(test).parameters})
-
-
-def find(name: str) -> Callable[..., Any]:
-    module, function = name.split("::")
-    found: Callable[..., Any] = getattr(importlib.import_module(f"tests.cluster.{module}"), function)
-    return found
+        Fixtures(module, known, stack).call(getattr(module, function))
 
 
 @pytest.mark.parametrize(("protection", "name"), DIRECTED, ids=[name.split("::")[1] for _, name in DIRECTED])
@@ -51,11 +55,27 @@ def test_a_directed_test_fails_without_its_protection(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    known = {"monkeypatch": monkeypatch, "caplog": caplog}
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
-    test = find(name)
-    call(test, tmp_path / "with", monkeypatch, caplog)
-    # However it fails: the library may well stumble over what it is given.
+    with monkeypatch.context() as patches:
+        run(name, {**known, "monkeypatch": patches, "tmp_path": tmp_path / "with"})
     with protection.off(), pytest.raises((Exception, pytest.fail.Exception)) as failure:
-        call(test, tmp_path / "without", monkeypatch, caplog)
+        run(name, {**known, "tmp_path": tmp_path / "without"})
+    # However it fails: some faults are errors that get out.
     print(repr(failure.value)[:300])
+
+
+@pytest.mark.timeout(900)
+def test_the_simulation_misses_each_protection_within_the_seeds_that_are_stated() -> None:
+    found = simulate("--check", module="tests.simulation.ablate")
+    print(found.stdout, found.stderr)
+    assert found.returncode == 0
+    assert found.stdout.count("seed ") == sum(protection.seeds is not None for protection in PROTECTIONS)
+
+
+def test_every_protection_is_shown_to_be_needed_and_stands_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "consensus.md").read_text()
+    for protection in PROTECTIONS:
+        assert protection.seeds is not None or protection.directed, protection.name
+        assert protection.row in text, f"not in docs/consensus.md: {protection.row}"

@@ -14,10 +14,10 @@ SEEDS = int(os.environ.get("RAFTSQLITE_SEEDS", "200"))
 ROOT = Path(__file__).parents[2]
 
 
-def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+def simulate(*arguments: str, module: str = "tests.simulation") -> subprocess.CompletedProcess[str]:
     """In a process of its own, where the order of sets is the same each time."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.simulation", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,

@@ -1,6 +1,7 @@
-"""Several replicas in one process, on a simulated network with virtual time: the same seed, the same run.
+"""Replicas alone on a scripted network with virtual time, for directed tests of the shell.
 
-The logs are real files without fsync; a crash drops what was not synced, since closing a log rolls it back.
+Random schedules of whole nodes are in ``tests/simulation``. The logs are real files without fsync; a crash drops what
+was not synced, since closing a log rolls it back.
 """
 
 from __future__ import annotations

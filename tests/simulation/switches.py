@@ -1,0 +1,298 @@
+"""How each protection of the shell is switched off: one patch of the product, for tests alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from django_raftsqlite.node.applier import Applier
+from django_raftsqlite.node.snapshot_target import SnapshotTarget
+from django_raftsqlite.raft import consensus, replica
+from django_raftsqlite.raft import filter as filters
+from django_raftsqlite.raft.consensus import Consensus
+from django_raftsqlite.raft.driver import RaftDriver
+from django_raftsqlite.raft.filter import Filter
+from django_raftsqlite.raft.log import RaftLog
+from django_raftsqlite.raft.reads import ReadIndex
+from django_raftsqlite.raft.replica import Replica
+from django_raftsqlite.sqlite.ledger import Ledger
+from django_raftsqlite.sqlite.machine import StateMachine
+
+Patch = tuple[Any, str, Any]
+
+
+def truncate_overlaps() -> list[Patch]:
+    def delete(log: Any, entry_from: int) -> None:
+        index = log.first_index + entry_from
+        if index <= log.last_index:
+            log._begin()
+            log._truncate(index)
+            if hasattr(log, "proven_index"):
+                log.proven_index = min(log.proven_index, index - 1)
+
+    return [
+        (RaftLog, "deleteEntriesFrom", delete),
+        (filters, "_without_what_is_held", lambda message, _state: message),
+    ]
+
+
+def commit_unclamped() -> list[Patch]:
+    original = Filter._append_entries
+
+    def unclamped(self: Any, peer: str, message: Any, state: Any) -> Any:
+        told = message["commit_index"]
+        filtered = original(self, peer, message, state)
+        if filtered is not None:
+            filtered["commit_index"] = told
+        return filtered
+
+    return [(Filter, "_append_entries", unclamped)]
+
+
+def any_term_answers() -> list[Patch]:
+    original = Filter._next_node_idx
+
+    def any_term(self: Any, peer: str, message: Any, state: Any) -> Any:
+        message["term"] = state.term
+        return original(self, peer, message, state)
+
+    return [(Filter, "_next_node_idx", any_term)]
+
+
+def resets_go_back() -> list[Patch]:
+    original = Filter._next_node_idx
+
+    def back(self: Any, peer: str, message: Any, state: Any) -> Any:
+        wanted = message["next_node_idx"]
+        filtered = original(self, peer, message, state)
+        if filtered is not None and filtered["reset"]:
+            filtered["next_node_idx"] = wanted
+        return filtered
+
+    return [(Filter, "_next_node_idx", back)]
+
+
+def next_index_unbounded() -> list[Patch]:
+    original = Filter._next_node_idx
+
+    def unbounded(self: Any, peer: str, message: Any, state: Any) -> Any:
+        wanted = message["next_node_idx"]
+        filtered = original(self, peer, message, state)
+        if filtered is not None:
+            filtered["next_node_idx"] = max(wanted, filtered["next_node_idx"])
+        return filtered
+
+    return [(Filter, "_next_node_idx", unbounded)]
+
+
+def promises_at_once() -> list[Patch]:
+    return [(replica, "PROMISES", frozenset())]
+
+
+def leader_counts_first() -> list[Patch]:
+    original = Replica.flush
+
+    def flush(self: Any) -> None:
+        if self._work or self._raft.is_leader:
+            self._work = False
+            self._gate_election()
+            self._raft.doTick(0.0)
+        original(self)
+
+    return [(Replica, "flush", flush), (Consensus, "commit_may_advance", lambda self: self.is_leader)]
+
+
+def stored_commit_index() -> list[Patch]:
+    original = Consensus._restore
+
+    def restore(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        self._SyncObj__raftCommitIndex = max(self.log.last_index, 1)
+
+    return [(Consensus, "_restore", restore)]
+
+
+def votes_uncounted() -> list[Patch]:
+    return [(Filter, "_response_vote", lambda _self, _peer, message, _state: message)]
+
+
+def no_stickiness() -> list[Patch]:
+    return [(Replica, "leader_alive", property(lambda _self: False))]
+
+
+def no_prevote() -> list[Patch]:
+    def gate(self: Any) -> None:
+        self._raft.may_campaign = True
+
+    return [(Replica, "_gate_election", gate)]
+
+
+def no_grace() -> list[Patch]:
+    return [(Replica, "_forgive_stall", lambda _self, _now: None)]
+
+
+def reads_unconfirmed() -> list[Patch]:
+    def read_index(self: Any, done: Any) -> None:
+        done(self.commit_index if self.is_leader else None)
+
+    return [(Replica, "read_index", read_index)]
+
+
+def reads_before_established() -> list[Patch]:
+    def begin(self: Any) -> None:
+        while self._reads.waiting and not self._reads.in_flight and self._raft.is_leader:
+            first_seq = self.seq + 1
+            self._ask_probes(list(self._sessions))
+            self._reads.begin(first_seq, self.commit_index)
+
+    return [(Replica, "_reads_begin", begin)]
+
+
+def reads_by_old_answers() -> list[Patch]:
+    original = ReadIndex.begin
+
+    def begin(self: Any, first_seq: int, commit_index: int) -> None:
+        original(self, first_seq - 10**6, commit_index)
+
+    return [(ReadIndex, "begin", begin)]
+
+
+def unsynced_log() -> list[Patch]:
+    original = RaftLog._open
+
+    def opened(self: Any, durable: bool) -> None:
+        original(self, durable)
+        self._execute("PRAGMA synchronous=OFF")
+
+    return [(RaftLog, "_open", opened)]
+
+
+def votes_forgotten() -> list[Patch]:
+    def forget(self: Any, term: int, vote: str | None) -> None:
+        self.set_meta("term", b"%d" % term)
+        self._term, self._vote = term, vote
+
+    return [(RaftLog, "setCurrentTerm", forget)]
+
+
+def no_sync_before_leading() -> list[Patch]:
+    def become(self: Any) -> None:
+        for progress in self._progress.values():
+            progress.restart()
+            progress.behind = False
+        super(Consensus, self)._SyncObj__onBecomeLeader()
+
+    return [(Consensus, "_SyncObj__onBecomeLeader", become)]
+
+
+def applied_again() -> list[Patch]:
+    """Both guards: the shell goes on from what is applied, and the state machine knows its index."""
+    original, made = StateMachine.apply, RaftDriver.__init__
+
+    def apply(self: Any, index: int, term: int, data: bytes) -> Any:
+        real, self._state = self._state, replace(self._state, applied_index=0)
+        try:
+            return original(self, index, term, data)
+        finally:
+            if self._state.applied_index == 0:
+                self._state = real
+
+    def init(self: Any, config: Any, **arguments: Any) -> None:
+        made(self, config, **{**arguments, "applied": 0})
+
+    return [(StateMachine, "apply", apply), (RaftDriver, "__init__", init)]
+
+
+def requests_forgotten() -> list[Patch]:
+    return [(Ledger, "outcome", lambda _self, _request: None)]
+
+
+def base_unchecked() -> list[Patch]:
+    original = StateMachine._decide
+
+    def decide(self: Any, draft: Any, asked: Any, *arguments: Any, **keywords: Any) -> Any:
+        if getattr(asked, "base", None) is not None:
+            asked = replace(asked, base=draft.state.base)
+        return original(self, draft, asked, *arguments, **keywords)
+
+    return [(StateMachine, "_decide", decide)]
+
+
+def cut_unsynced() -> list[Patch]:
+    return [(Applier, "sync", lambda self: self._machine.applied_index)]
+
+
+def old_copies_taken() -> list[Patch]:
+    original = Consensus.begin_install
+
+    def begin(self: Any, index: int, term: int) -> bool:
+        return True if index <= self.applied and not self.is_leader else original(self, index, term)
+
+    return [(Consensus, "begin_install", begin)]
+
+
+def copies_unverified() -> list[Patch]:
+    original = SnapshotTarget._check
+
+    def check(self: Any, transfer: Any) -> None:
+        run = self._worker.run
+
+        def trusting(job: Any, done: Any) -> None:
+            run(job, lambda result: done(transfer.id if isinstance(result, bytes) else result))
+
+        with mock.patch.object(self._worker, "run", trusting):
+            original(self, transfer)
+
+    return [(SnapshotTarget, "_check", check)]
+
+
+def sessions_mixed() -> list[Patch]:
+    original = Replica.connected
+
+    def connected(self: Any, peer: str) -> None:
+        held = list(self._held)
+        original(self, peer)
+        self._sessions[peer] = 0
+        self._held = [(to, 0 if to == peer else session, message) for to, session, message in held]
+
+    return [(Replica, "connected", connected)]
+
+
+def apply_raises() -> list[Patch]:
+    def apply(self: Any, index: int, term: int, command: bytes) -> None:
+        self._on_commit(index, term, command[1:] if command[:1] == consensus.REGULAR else b"")
+
+    return [(Consensus, "_SyncObj__doApplyCommand", apply)]
+
+
+def applied_after() -> list[Patch]:
+    def apply(self: Any) -> bool:
+        while self.applied < self.commit_index:
+            index = self.applied + 1
+            command, _, term = self.log.entry(index)
+            self._on_commit(index, term, command[1:] if command[:1] == consensus.REGULAR else b"")
+            self._SyncObj__raftLastApplied = index
+        return False
+
+    return [(Consensus, "_SyncObj__applyLogEntries", apply)]
+
+
+def everything_at_once() -> list[Patch]:
+    def apply(self: Any) -> bool:
+        while self.applied < self.commit_index and self.apply_fault is None and self._room():
+            index = self.applied + 1
+            command, _, term = self.log.entry(index)
+            self._SyncObj__raftLastApplied = index
+            self._SyncObj__doApplyCommand(index, term, command)
+        return False
+
+    return [(Consensus, "_SyncObj__applyLogEntries", apply)]
+
+
+def no_window() -> list[Patch]:
+    return [(consensus, "WINDOW_BYTES", 10**12)]
+
+
+def anything_valid() -> list[Patch]:
+    return [(replica, "validated", dict)]
