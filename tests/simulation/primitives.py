@@ -234,6 +234,9 @@ class _Time:
         wall = 0.0 if process is None else process.wall
         return int((self.EPOCH + self._world.now + wall) * 1e6) * 1000
 
+    def time(self) -> float:
+        return self.time_ns() / 1e9
+
     def sleep(self, seconds: float) -> None:
         self._world.sleep(seconds)
 

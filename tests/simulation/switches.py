@@ -226,8 +226,8 @@ def cut_unsynced() -> list[Patch]:
 def old_copies_taken() -> list[Patch]:
     original = Consensus.begin_install
 
-    def begin(self: Any, index: int, term: int) -> bool:
-        return True if index <= self.applied and not self.is_leader else original(self, index, term)
+    def begin(self: Any, index: int, term: int, **keywords: Any) -> bool:
+        return True if index <= self.applied and not self.is_leader else original(self, index, term, **keywords)
 
     return [(Consensus, "begin_install", begin)]
 

@@ -1,0 +1,211 @@
+"""The simulator itself: its disk loses what was not synced and nothing else, its tasks wait, seeds shrink."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from . import scenario as scenarios
+from .disk import VFS_NAME, Disk, DiskVFS
+from .primitives import Threads
+from .protections import PROTECTIONS
+from .scenario import Fault
+from .shrink import shrink
+from .simulation import run
+from .world import Died, Process, Violation, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World(1)
+
+
+@pytest.fixture
+def disk(world: World, tmp_path: Path) -> Iterator[Disk]:
+    vfs = DiskVFS(world, lambda: 0)
+    disk = Disk(world, tmp_path / "disk")
+    vfs.disks.append(disk)
+    yield disk
+    vfs.unregister()
+
+
+def do(world: World, act: Callable[[], Any]) -> Process:
+    """Run it in a task of a process, which is returned."""
+    process = Process(world, "p")
+    world.spawn(process, act, "task")
+    world.run(world.now + 100)
+    return process
+
+
+def write(path: Path, rows: int, *, synchronous: str) -> apsw.Connection:
+    connection = apsw.Connection(str(path), vfs=VFS_NAME)
+    connection.pragma("journal_mode", "wal")
+    connection.pragma("synchronous", synchronous)
+    connection.wal_autocheckpoint(0)
+    connection.execute("CREATE TABLE IF NOT EXISTS t(a)")
+    for row in range(rows):
+        connection.execute("INSERT INTO t VALUES (?)", (row,))
+    return connection
+
+
+def rows_after_power_failure(world: World, disk: Disk, synchronous: str, seed: int) -> int:
+    """How many of 20 rows are there when the power is back; the file is sound in any case."""
+    path, found = disk.folder / f"{synchronous}-{seed}", []
+
+    def before() -> None:
+        found.append(write(path, 20, synchronous=synchronous))
+
+    process = do(world, before)
+    process.kill()
+    disk.lose_power(random.Random(seed))
+    found[0].close(True)
+
+    def after() -> None:
+        connection = apsw.Connection(str(path), vfs=VFS_NAME)
+        assert connection.pragma("integrity_check") == "ok"
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]
+        rows = [row for (row,) in connection.execute("SELECT a FROM t ORDER BY a")] if tables else []
+        assert rows == list(range(len(rows))), "a later row without an earlier one"
+        found.append(len(rows))
+        connection.close()
+
+    do(world, after)
+    assert world.failure is None
+    return int(found[1])
+
+
+def test_what_was_synced_survives_a_power_failure(world: World, disk: Disk) -> None:
+    assert {rows_after_power_failure(world, disk, "full", seed) for seed in range(20)} == {20}
+
+
+def test_of_what_was_not_synced_a_power_failure_takes_any_part(world: World, disk: Disk) -> None:
+    found = {rows_after_power_failure(world, disk, "normal", seed) for seed in range(40)}
+    assert 0 in found and 20 in found and len(found) > 4
+
+
+def test_a_disk_that_fails_or_is_full_says_so(world: World, disk: Disk) -> None:
+    errors: list[type] = []
+
+    def act() -> None:
+        connection = write(disk.folder / "db", 1, synchronous="full")
+        for fault, value in (("broken", "db"), ("full", True)):
+            setattr(disk, fault, value)
+            try:
+                connection.execute("INSERT INTO t VALUES (zeroblob(20000))")
+            except apsw.Error as error:
+                errors.append(type(error))
+            setattr(disk, fault, None)
+        connection.close()
+
+    do(world, act)
+    assert errors == [apsw.IOError, apsw.FullError]
+
+
+def test_a_process_dies_within_the_system_call_that_is_its_last(world: World, disk: Disk) -> None:
+    reached: list[int] = []
+
+    def act() -> None:
+        process = world.process
+        assert process is not None
+        connection = write(disk.folder / "db", 1, synchronous="full")
+        process.calls_left = 3
+        try:
+            for number in range(100):
+                connection.execute("INSERT INTO t VALUES (0)")
+                reached.append(number)
+        finally:
+            connection.close(True)
+
+    process = do(world, act)
+    assert not process.alive and not process.tasks
+    assert reached == list(range(len(reached))) and len(reached) < 3
+
+
+def test_locks_conditions_and_queues_are_waited_for_in_virtual_time(world: World) -> None:
+    threads = Threads(world)
+    lock, condition, queue = threads.threading.Lock(), threads.threading.Condition(), threads.queue.SimpleQueue()
+    seen: list[Any] = []
+
+    def holder() -> None:
+        with lock:
+            threads.time.sleep(5)
+        queue.put("item")
+        with condition:
+            seen.append("notified")
+            condition.notify_all()
+
+    def waiter() -> None:
+        threads.time.sleep(1)
+        seen.append(lock.acquire(timeout=1))
+        seen.append(lock.acquire())
+        lock.release()
+        seen.append(queue.get(timeout=10))
+        with condition:
+            seen.append(condition.wait_for(lambda: "notified" in seen, 10))
+
+    def late() -> None:
+        threads.time.sleep(20)
+        seen.append(queue.empty())
+
+    process = Process(world, "p")
+    for target in (holder, waiter, late):
+        world.spawn(process, target, target.__name__)
+    world.run(world.now + 100)
+    assert world.failure is None
+    assert [each for each in seen if each != "notified"] == [False, True, "item", True, True]
+
+
+def test_a_killed_process_runs_no_further_wherever_it_waits(world: World) -> None:
+    threads = Threads(world)
+    seen: list[str] = []
+    lock = threads.threading.Lock()
+
+    def act() -> None:
+        try:
+            with lock:
+                threads.time.sleep(10)
+                seen.append("woke")
+        except Died:
+            seen.append("died")
+            raise
+
+    process = Process(world, "p")
+    world.spawn(process, act, "holder")
+    world.spawn(process, act, "waiter")
+    world.run(world.now + 1)
+    process.kill()
+    world.run(world.now + 100)
+    assert seen == ["died", "died"] or seen == ["died"]
+    assert not process.tasks
+
+
+def test_a_seed_that_fails_shrinks_to_what_it_fails_by() -> None:
+    """Without any fsync nothing has to go wrong."""
+    (fsync,) = (protection for protection in PROTECTIONS if protection.name == "fsync of the log")
+    scenario = scenarios.make(0)
+    assert scenario.faults
+    smallest, tried = shrink(scenario, fsync.off)
+    assert smallest.faults == () and smallest.nodes == 1
+    assert tried < 100
+    report = run(smallest, keep_trace=True, switched_off=fsync.off)
+    assert report.violation is not None and "on the disks of" in report.violation
+    assert any("commits" in line for line in report.trace)
+
+
+def test_a_fault_is_said_in_words() -> None:
+    assert str(Fault(1.5, "kill", -1)).split()[:4] == ["1.500", "kill", "the", "leader"]
+
+
+def test_what_a_task_raises_ends_the_run(world: World) -> None:
+    def act() -> None:
+        raise Violation("this must not be")
+
+    process = Process(world, "p")
+    world.spawn(process, act, "task")
+    with pytest.raises(Violation):
+        world.run(world.now + 1)
