@@ -33,7 +33,8 @@ PATIENCE = 0.5
 """Seconds for which a member must lack something: its place is looked for first."""
 KEPT = 120.0
 """Seconds for which a copy nobody asks for is kept, so that a broken link costs nothing that was sent."""
-RETRY = 30.0
+RETRY, LONGEST_RETRY = 30.0, 3600.0
+"""Seconds until another copy is made after one could not be made, or nobody took it; twice as many each time."""
 NAME = "snapshot-out.sqlite3"
 _BLOCK = 1024 * 1024
 
@@ -46,6 +47,7 @@ class Copy:
     copied: Copied
     descriptor: int
     used: float
+    asked_for: bool = False
 
 
 @dataclass(slots=True)
@@ -87,6 +89,7 @@ class SnapshotSource:
         self._copy: Copy | None = None
         self._making: Hold | None = None
         self._not_before = 0.0
+        self._retry = RETRY
         self._receivers: dict[str, Receiver] = {}  # of those that lack something
         self._wanted: deque[tuple[str, int, int]] = deque()
         self._tokens = 0.0
@@ -133,6 +136,8 @@ class SnapshotSource:
         copy = self._copy
         least = max([view.first_index, *(wanted[peer] for peer in due if peer in wanted)])
         if copy is not None and (now - copy.used > KEPT or (due and copy.copied.index < least)):
+            if not copy.asked_for:
+                self._later(now)
             self._drop(copy)
             copy = None
         if copy is None:
@@ -154,7 +159,7 @@ class SnapshotSource:
         offset, length = int(message["offset"]), int(message["length"])
         if not (0 <= offset < copy.copied.size and 0 < length <= LARGEST_PART):
             raise ValueError("a piece that is not there")
-        copy.used = self._clock()
+        copy.used, copy.asked_for, self._retry = self._clock(), True, RETRY
         self._wanted.append((peer, offset, length))
         self._serve()
 
@@ -197,11 +202,15 @@ class SnapshotSource:
                     now - began,
                 )
             elif not isinstance(result, Stopped):
-                self._not_before = now + RETRY
+                self._later(now)
                 self.problem = f"no copy of the database can be made for members that need one: {result}"
                 logger.error("%s", self.problem)
 
         self._worker.run(make, made)
+
+    def _later(self, now: float) -> None:
+        self._not_before = now + self._retry
+        self._retry = min(2 * self._retry, LONGEST_RETRY)
 
     def _go_on(self) -> None:
         if self._worker.stopping:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
-from ..sqlite.copying import Copied, copy_database
+from ..sqlite.copying import Copied, copy_database, inspect_copy
+from ..sqlite.errors import NodeFault
 from .api import NodeConfig
 from .applier import Applier
 from .compaction import Compaction, Hold
@@ -158,6 +161,14 @@ class Upkeep:
 
     def _install(self, copy: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:
         resync = self._driver.halted
+        try:
+            found = inspect_copy(copy)
+        except apsw.Error as error:
+            done(error)
+            return
+        if (found.index, found.term) != (index, term):
+            done(NodeFault(f"it is of log index {found.index}, term {found.term}, not of {index}, term {term}"))
+            return
         if not self._driver.begin_install(index, term):
             done(Stopped())
             return

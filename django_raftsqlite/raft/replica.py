@@ -406,8 +406,11 @@ class Replica:
     # Snapshots
 
     def compact(self, index: int) -> None:
-        """See :meth:`RaftLog.compact`."""
-        self.log.compact(index)
+        """See :meth:`RaftLog.compact`; no further than what was handed over.
+
+        The file may be ahead of that for a moment, between the installation of a snapshot and :meth:`installed`.
+        """
+        self.log.compact(min(index, self._raft.applied))
 
     def halt(self) -> None:
         """What was handed over last may not have been applied, and nothing more is before a snapshot is installed.

@@ -171,6 +171,20 @@ def test_a_member_takes_entries_from_a_leader_that_begins_before_its_own_log(gro
     assert group[leader].view.behind == frozenset()
 
 
+def test_the_log_is_cut_no_further_than_what_was_handed_over(group: Simulation) -> None:
+    """The file is ahead of the log while a snapshot is installed, and the log must not begin behind its end."""
+    leader = group.elect()
+    fill(group, 10)
+    follower = next(address for address in "abc" if address != leader)
+    group.members[follower].has_room = False
+    fill(group, 10)
+    group[follower].compact(10**6)
+    assert group[follower].first_index == len(group.members[follower].state)
+    group.members[follower].has_room = True
+    fill(group, 1)
+    assert group.members[follower].state == group.members[leader].state
+
+
 def test_a_member_that_lacks_what_the_leader_dropped_is_named_and_hears_heartbeats_only(group: Simulation) -> None:
     """It deposes nobody, and the two do not talk more than others do."""
     leader, lagging = apart(group)

@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from django_raftsqlite.exceptions import Unavailable
+from django_raftsqlite.node.snapshot_source import SnapshotSource
 from django_raftsqlite.sqlite import machine
 from django_raftsqlite.sqlite.copying import NoSpace
 from tests.support.nodes import Group, eventually, group, read, write
@@ -124,6 +125,20 @@ def test_a_node_that_cannot_take_a_copy_over_says_why_and_goes_on_serving_what_i
         nodes.settle()
         assert read(node, "SELECT count(*) FROM t") == [(150,)]
         assert node.status()["snapshots"]["received_bytes"] < 2_500_000, "what was received was still there"
+
+
+def test_a_copy_that_is_not_what_was_announced_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place in the log is in the copy itself, and where the two differ nobody knows which log goes on from it."""
+    offer = SnapshotSource._offer
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+        monkeypatch.setattr(SnapshotSource, "_offer", lambda self, copy: {**offer(self, copy), "index": 10_000})
+        node = nodes.restart(away)
+        eventually(lambda: "not of 10000" in (node.status()["snapshots"]["problem"] or ""), "it says why")
+        assert node.status()["version"] == 1
+        monkeypatch.undo()
+        nodes.settle()
+        assert read(node, "SELECT count(*) FROM t") == [(150,)]
 
 
 def test_a_node_that_cannot_know_what_is_on_its_disk_is_failed_and_not_ended(

@@ -401,6 +401,16 @@ def test_a_full_disk_is_told_and_tried_again(make: Callable[..., World], monkeyp
     assert (world.source.problem, world.targets["member0"].problem) == (None, None)
 
 
+def test_a_member_that_never_takes_its_copy_costs_less_and_less(make: Callable[..., World]) -> None:
+    """Its disk is full, say: the leader does not fill its own with a copy after the other."""
+    world = make()
+    world.intercept = lambda message: None if message["type"] == "node.snapshot_offer" else message
+    world.run(40 * KEPT)
+    assert world.made <= 9
+    world.intercept = lambda message: message
+    world.run_until(lambda: world.installed, 3700)
+
+
 @pytest.mark.parametrize("change", [{"offset": SIZE}, {"offset": -1}, {"length": 4 * PART + 1}, {"length": 0}])
 def test_a_piece_that_is_not_there_is_never_read(make: Callable[..., World], change: dict[str, int]) -> None:
     world = make()
