@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -24,6 +24,7 @@ from .dbapi.freshness import Freshness, Level
 from .environment import environment_variable, merge_environment
 from .functions import load_functions, register_django_functions
 from .node.api import NodeConfig, TLSFiles
+from .signals import Sender
 from .sqlite.functions import Registrar
 from .wording import kind, listed, suggest
 
@@ -48,6 +49,7 @@ OPTIONS = (
     "log_entries",
     "log_bytes",
     "snapshot_rate",
+    "on_divergence",
     "mode",
     "host",
 )
@@ -130,6 +132,7 @@ class _Reader:
     """Reads one alias's settings; a wrong value goes to ``problems`` and is replaced by its default."""
 
     def __init__(self, alias: str, settings_dict: Mapping[str, Any]) -> None:
+        self.alias = alias
         self.path = f'DATABASES["{alias}"]'
         self.settings = settings_dict
         self.options: Mapping[str, Any] = settings_dict.get("OPTIONS") or {}
@@ -165,6 +168,8 @@ class _Reader:
             host=True if testing else self._host(),
             durable=not testing,
             registrars=self._registrars(),
+            on_divergence=self._on_divergence(),
+            observers=(Sender(self.alias),) if len(peers) > 1 else (),
             reluctant=not testing and is_short_lived(sys.argv),
         )
         max_staleness = self._seconds("max_staleness", MAX_STALENESS)
@@ -437,6 +442,20 @@ class _Reader:
             )
             return default
         return value
+
+    def _on_divergence(self) -> Literal["resync", "stop"]:
+        value = self._option("on_divergence")
+        if value is None or value == "resync":
+            return "resync"
+        if value != "stop":
+            self._problem(
+                "E005",
+                "on_divergence",
+                f"is {value!r}.{suggest(value, ('resync', 'stop'))}",
+                'Write "resync" (a node whose content differs replaces it by that of a sound member) or "stop" (it '
+                "serves nothing until somebody looks).",
+            )
+        return "stop"
 
     def _registrars(self) -> tuple[Registrar, ...]:
         path = self._option("functions")

@@ -6,7 +6,7 @@ E002      NAME
 E003      node and peers
 E004      secret and tls
 E005      timeout, election_timeout, apply_timeout, max_transaction_bytes, wal_limit, log_entries, log_bytes,
-          snapshot_rate, mode, host
+          snapshot_rate, on_divergence, mode, host
 E006      functions
 E007      reads, transaction_mode, init_command
 E008      the environment variable ``RAFTSQLITE_<ALIAS>``

@@ -44,6 +44,9 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         held = f"{log['entries']} entries from {log['first_index']} on, {log['bytes'] / 2**20:.1f} MiB"
         pairs.append(("Raft log", held))
     pairs += [("snapshot", line) for line in _snapshots(status.get("snapshots") or {})]
+    if status.get("suspect"):
+        pairs.append(("SUSPECT", f"serves neither reads nor writes: {status['suspect']}"))
+    pairs += [("DIFFERS", reason) for reason in (status.get("differs") or {}).values()]
     applying = status.get("applying")
     if applying:
         pairs.append(("applying", f"{applying['statement'] or 'a transaction'} (since {applying['seconds']:.0f} s)"))
@@ -53,7 +56,7 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     members += [
         (
             str(member["address"]),
-            str(member.get("role") or "?") + _shy(member),
+            str(member.get("role") or "?") + (", suspect" if member.get("suspect") else _shy(member)),
             "yes" if member.get("reachable") else "NO",
             _known(member.get("applied")),
             _known(member.get("lag")),

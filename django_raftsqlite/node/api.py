@@ -258,6 +258,13 @@ class Backend(Protocol):
     def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
         """See Node."""
 
+    def verify(self, *, timeout: float) -> str:
+        """Have all members hash their content at one log index; returns when this node has begun.
+
+        What is returned names that in the status: ``members[...]["verified"]["id"]``. Raises Unavailable and
+        LeaseTimeout.
+        """
+
     def status(self) -> dict[str, Any]:
         """See Node."""
 

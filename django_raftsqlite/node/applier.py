@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import apsw
 
-from ..sqlite.connections import Snapshot
+from ..sqlite.connections import Connection, Snapshot
 from ..sqlite.copying import Layout
 from ..sqlite.entry import Base, Outcome, RequestId
 from ..sqlite.errors import Distrust, NodeFault
@@ -96,6 +96,7 @@ class Applier:
         settled: Callable[[Outcomes], None],
         failed: Callable[[str], None],
         distrusted: Callable[[str], None],
+        verify: Callable[[bytes, int], None] = lambda _id, _index: None,
         halted: bool = False,
     ) -> None:
         """``halted``: as after :meth:`halt`."""
@@ -104,6 +105,7 @@ class Applier:
         self._settled = settled
         self._failed = failed
         self._distrusted = distrusted
+        self._verify = verify
         self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
@@ -170,6 +172,10 @@ class Applier:
     def sync(self) -> int:
         """Have the file on the disk, up to an index that is returned; any thread. Raises OSError."""
         return self._machine.sync()
+
+    def pin(self) -> Connection:
+        """See :meth:`StateMachine.pin`. Apply thread."""
+        return self._machine.pin()
 
     @property
     def layout(self) -> Layout:
@@ -299,6 +305,8 @@ class Applier:
         self.digests.add(index, machine.digest)
         self.state = State(index, machine.base, machine.digest, counts)
         self.applied.advance(index)
+        for verification in machine.verifications:
+            self._verify(verification, index)
         self._settled(outcomes)
 
     def _until_it_works(self, index: int, term: int, payload: bytes) -> Outcomes:

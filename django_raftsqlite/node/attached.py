@@ -93,6 +93,11 @@ class AttachedNode:
         reached: bool = self._call(["reach", lineage, version, timeout], timeout)
         return reached
 
+    def verify(self, *, timeout: float) -> str:
+        """See Backend."""
+        verification: str = self._call(["verify", timeout], timeout)
+        return verification
+
     def status(self) -> dict[str, Any]:
         """See Backend."""
         status: dict[str, Any] = self._call(["status"], self.config.timeout)

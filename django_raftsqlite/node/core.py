@@ -40,15 +40,17 @@ class Refused(Exception):
 class Opening(Latch[bool | Refused]):
     """A thread's wish to have ``origin`` (16 bytes) opened: True once it is, or the leader's refusal.
 
-    ``deadline`` is monotonic seconds.
+    ``deadline`` is monotonic seconds. With another ``kind``, another thing that is named by 16 bytes and may be asked
+    for twice.
     """
 
-    __slots__ = ("deadline", "origin")
+    __slots__ = ("deadline", "kind", "origin")
 
-    def __init__(self, origin: bytes, deadline: float) -> None:
+    def __init__(self, origin: bytes, deadline: float, kind: ItemKind = ItemKind.OPEN_ORIGIN) -> None:
         super().__init__()
         self.origin = origin
         self.deadline = deadline
+        self.kind = kind
 
 
 class LeasePort(Protocol):
@@ -417,7 +419,7 @@ class Core:
 
     def _send_opening(self, opening: Opening) -> None:
         budget = max(opening.deadline - self._patience(), 0.0)
-        kind = ItemKind.OPEN_ORIGIN
+        kind = opening.kind
         self._to_leader({"type": "node.submit", "id": b"", "kind": kind, "data": opening.origin, "budget": budget})
 
     def _take_openings(self, origin: bytes) -> list[Opening]:

@@ -18,7 +18,7 @@ from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
 from ..sqlite import forking
 from ..sqlite.connections import Snapshot
-from ..sqlite.entry import Outcome, Status
+from ..sqlite.entry import ItemKind, Outcome, Status
 from ..sqlite.machine import StateMachine
 from ..sqlite.scratch import Scratch
 from . import fingerprint
@@ -43,6 +43,8 @@ from .suspicion import unavailable as suspect_node
 from .turns import Lost, Turn, Turns
 from .upkeep import PREFIX, Upkeep
 from .verdicts import locked, of_refusal, unavailable, unknown
+from .verification import PREFIX as VERIFIED
+from .verification import Verification
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -114,6 +116,7 @@ class HostedNode:
             settled=self._on_outcomes,
             failed=self._fail,
             distrusted=self._distrust,
+            verify=self._on_verify,
             halted=suspect is not None,
         )
         self._applied = self._applier.applied
@@ -165,6 +168,15 @@ class HostedNode:
             undecided=self._undecided,
         )
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
+        self._verification = Verification(
+            config.address,
+            len(config.peers),
+            name=config.name.name,
+            call=self._driver.call,
+            send=self._driver.send,
+            pin=self._applier.pin,
+            accused=self._distrust,
+        )
         self._expired = time.monotonic()
         if suspect is not None:
             self._distrust(suspect)
@@ -358,6 +370,22 @@ class HostedNode:
             ) from error
         return reached()
 
+    def verify(self, *, timeout: float) -> str:
+        """See Backend."""
+        verification = os.urandom(16)
+        opening = Opening(verification, self._patience.now() + timeout, ItemKind.VERIFY)
+        self._driver.call(self._core.open_origin, opening)
+        answer = opening.wait(self._patience.until(opening.deadline + ANSWER_GRACE))
+        if isinstance(answer, Refused):
+            raise self._refused(answer)
+        if answer is None:
+            raise self._unavailable("the verification was not ordered")
+        return verification.hex()
+
+    def _on_verify(self, verification: bytes, index: int) -> None:
+        self._verification.begin(verification, index)
+        self._driver.call(self._core.origin_opened, verification)
+
     def status(self) -> dict[str, Any]:
         """See Backend."""
         answer: Latch[dict[str, Any]] = Latch()
@@ -380,6 +408,7 @@ class HostedNode:
         self._upkeep.close()
         self._lane.close()
         self._applier.close()
+        self._verification.close()
         for thread in self._observing:
             thread.join(OBSERVER_TIMEOUT)
         if self.failed is None and self.suspect is None and self.config.durable:
@@ -421,6 +450,8 @@ class HostedNode:
             self._upkeep.on_message(peer, message)
         elif kind.startswith(DIVERGENCE):
             self._divergence.on_message(peer, message, self._driver.view, suspect=self.suspect is not None)
+        elif kind.startswith(VERIFIED):
+            self._verification.on_message(peer, message, self._driver.view)
         else:
             self._core.on_message(peer, message)
 
@@ -444,6 +475,7 @@ class HostedNode:
         self._core.tick()
         self._upkeep.tick()
         self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)
+        self._verification.tick(self._driver.view, self._core.heard())
         now = time.monotonic()
         if self._turns.wanted:
             self._look_for_idleness(now)
@@ -524,6 +556,7 @@ class HostedNode:
             "digest": told.get("digest"),
             "failed": told.get("failed"),
             "suspect": told.get("suspect"),
+            "verified": _told_of(told.get("verified")),
             "reluctant": told.get("reluctant"),
             "applying": told.get("applying"),
             "heard": round(time.monotonic() - told["heard"], 3) if told else None,
@@ -539,6 +572,7 @@ class HostedNode:
             "suspect": self.suspect,
             "state": [state.at, state.digest],
             "wants": self._wanted_copy(),
+            "verified": self._verification.latest,
             "reluctant": self.config.reluctant,
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
@@ -631,6 +665,7 @@ class HostedNode:
             self.config.address,
             reason,
         )
+        self._verification.forget()
         self._core.trust()
         self._core.ask_again()
 
@@ -652,6 +687,14 @@ class HostedNode:
             mode=config.mode,
             reluctant=config.reluctant,
         )
+
+
+def _told_of(verified: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A verification as the status shows it."""
+    if verified is None:
+        return None
+    digest = verified["digest"]
+    return {**verified, "id": verified["id"].hex(), "digest": None if digest is None else digest.hex()}
 
 
 def _plain(applying: Applying | None) -> dict[str, Any] | None:

@@ -179,7 +179,7 @@ class Leader:
             self.pump()
             return
         deadline = self._patience() + message["budget"]
-        if kind is ItemKind.OPEN_ORIGIN:
+        if kind in {ItemKind.OPEN_ORIGIN, ItemKind.VERIFY}:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
             self.pump()
             return

@@ -126,6 +126,7 @@ class _Connection:
             "staleness": self._staleness,
             "reach": self._reach,
             "status": self._status,
+            "verify": lambda timeout: host.verify(timeout=timeout),
         }
 
     def serve(self) -> None:

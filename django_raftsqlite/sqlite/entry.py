@@ -136,12 +136,13 @@ class ItemKind(enum.IntEnum):
     PART = 5
     PARTED_TRANSACTION = 6
     EXPIRE_PARTS = 7
+    VERIFY = 8
 
 
 class Item(NamedTuple):
     """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
     ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS; an encoded :class:`~.parts.Part` or
-    :class:`~.parts.Parted`; or msgpack ``[idle_ms]`` for EXPIRE_PARTS."""
+    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; or 16 bytes that name a verification."""
 
     kind: ItemKind
     payload: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import msgpack
 
 from . import forking
 from .changes import new_digest
-from .connections import BUSY_TIMEOUT_MS, open_writer
+from .connections import BUSY_TIMEOUT_MS, Connection, open_writer
+from .content import pin
 from .copying import (
     PAGES_AT_ONCE,
     SYNC_BYTES,
@@ -59,6 +60,7 @@ class _Draft:
     ledger: Ledger
     parts: PartTable
     solo: bool
+    verifications: list[bytes] = field(default_factory=list)
 
     def record(self, decision: Decision, request: RequestId) -> None:
         """Go on from digest(n-1) to digest(n)."""
@@ -73,6 +75,8 @@ class StateMachine:
     Invariants: what an entry did, its outcomes and ``applied_index`` are committed together or not at all, so an
     entry is applied exactly once whatever happens in between. File, digest and outcomes after an entry follow from
     the entries alone: not from how they were batched, nor from restarts, nor from what else this process did.
+
+    ``verifications`` names those that the entry applied last ordered: of the state after it.
 
     One thread at a time. Readers and scratch have connections of their own; scratch must be rolled back before
     :meth:`apply`.
@@ -89,6 +93,7 @@ class StateMachine:
         self._registrars = tuple(registrars)
         self._mode = mode
         self._durable = durable
+        self.verifications: list[bytes] = []
         self._open()
 
     def _open(self) -> None:
@@ -109,6 +114,10 @@ class StateMachine:
         self._state = load_state(self._connection)
         self._origins = load_origins(self._connection)
         self._parted = load_parted(self._connection)
+
+    def pin(self) -> Connection:
+        """A reader of the present state, whatever is applied later; for :func:`~.content.hash_content`."""
+        return pin(self._path, self._registrars)
 
     @property
     def applied_index(self) -> int:
@@ -385,6 +394,7 @@ class StateMachine:
         runner.commit()
         self._note_files()
         self._state = draft.state
+        self.verifications = draft.verifications
         self._origins = draft.ledger.merged()
         self._parted = draft.parts.held
         return answers
@@ -540,6 +550,8 @@ def _apply_upkeep(draft: _Draft, item: Item) -> None:
         ledger.open(item.payload, state.version, state.time)
     elif item.kind is ItemKind.CLOSE_ORIGIN:
         ledger.close(item.payload)
+    elif item.kind is ItemKind.VERIFY:
+        draft.verifications.append(item.payload)
     else:
         try:
             *versions, milliseconds = msgpack.unpackb(item.payload)

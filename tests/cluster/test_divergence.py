@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.exceptions import Unavailable
+from django_raftsqlite.management.verification import outcome_of
 from django_raftsqlite.node.suspicion import Difference
 from tests.support.nodes import Group, eventually, group, read, write
 
@@ -293,3 +295,117 @@ def test_what_is_in_flight_on_a_node_that_becomes_suspect_ends_at_once(trio: Gro
         session.resume()
     session.rollback()
     write(trio.nodes[trio.leader()], "INSERT INTO t(a) VALUES ('the lease is free')", timeout=3)
+
+
+# Verification
+
+
+def verified(made: Group, number: int, deadline: float = 30.0) -> dict[str, Any]:
+    """Have the content verified from that node; what each member that answered found, by its number."""
+    verification = made.nodes[number].backend().verify(timeout=10)
+    seen: dict[str, Any] = {}
+
+    def complete() -> bool:
+        return outcome_of(verification, made.nodes[number].status()["members"], seen).complete
+
+    eventually(complete, "all members have verified", deadline)
+    found = outcome_of(verification, made.nodes[number].status()["members"], seen)
+    return {"status": found.status, **{each["address"]: each for each in found.told}}
+
+
+def flip(path: Path, text: bytes) -> None:
+    """Damage a byte of a row in the file, and leave no trace in its size and time."""
+    status = path.stat()
+    data = path.read_bytes()
+    place = data.index(text)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes([data[place] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("mode", ["resync"], indirect=True)
+def test_verification_finds_all_members_equal_while_they_write(trio: Group, observed: Observed) -> None:
+    stop = threading.Event()
+
+    def writing() -> None:
+        while not stop.is_set():
+            write(trio.nodes[0], "INSERT INTO t(a) VALUES (randomblob(100))")
+
+    thread = threading.Thread(target=writing)
+    thread.start()
+    try:
+        for number in range(3):
+            found = verified(trio, number)
+            members = [found[peer] for peer in trio.peers]
+            assert found["status"] == 0, found
+            assert len({(each["index"], each["digest"]) for each in members}) == 1
+            assert all(each["bytes"] > 2000 and each["problem"] is None for each in members)
+    finally:
+        stop.set()
+        thread.join()
+    assert not observed
+
+
+def stopped_and_damaged(made: Group) -> int:
+    """A byte is damaged in a node's table, of which nothing tells when it starts."""
+    write(made.nodes[made.leader()], "INSERT INTO t(a) VALUES ('a row that will be damaged')")
+    made.settle()
+    victim = made.follower()
+    machine: Any = made.host(victim)._applier._machine
+    with made.host(victim)._applier._lane.apply():
+        assert machine.empty_wal(lambda: True)
+    made.nodes[victim].close()
+    flip(made.configs[victim].name, b"a row that will be damaged")
+    node = made.restart(victim)
+    made.settle()
+    assert node.status()["suspect"] is None
+    assert read(node, "SELECT count(*) FROM t WHERE a = 'a row that will be damaged'") == [(0,)]
+    return victim
+
+
+@pytest.mark.parametrize("from_it", [False, True])
+def test_a_damaged_byte_in_the_table_of_a_stopped_node_is_found_by_verification(
+    trio: Group, observed: Observed, mode: str, from_it: bool
+) -> None:
+    victim = stopped_and_damaged(trio)
+    found = verified(trio, victim if from_it else (victim + 1) % 3)
+    assert found["status"] == 1
+    answers = {number: found[peer]["answer"] for number, peer in enumerate(trio.peers)}
+    assert answers.pop(victim) == "DIFFERENT"
+    assert set(answers.values()) == {"equal"}
+    eventually(lambda: observed, "it is told")
+    assert "row by row" in observed[0].reason
+    check_healed(trio, victim, mode, observed)
+    if mode == "resync":
+        assert verified(trio, victim)["status"] == 0
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["UPDATE t SET a = 'new' WHERE id = 21", "DELETE FROM t WHERE id = 21", "UPDATE t SET id = 99 WHERE id = 21"],
+)
+def test_a_damaged_byte_in_the_table_of_a_stopped_node_is_found_by_the_next_write_that_touches_it(
+    trio: Group, observed: Observed, mode: str, sql: str
+) -> None:
+    """A digest runs over the old values of what is changed and deleted, too."""
+    victim = stopped_and_damaged(trio)
+    assert not observed
+    write(trio.nodes[(victim + 1) % 3], sql)
+    eventually(lambda: observed, "the digest tells")
+    assert "differs from that of" in observed[0].reason
+    if mode == "resync":
+        check_healed(trio, victim, mode, observed)
+
+
+@pytest.mark.parametrize("mode", ["resync"], indirect=True)
+def test_a_member_that_is_away_does_not_answer(trio: Group) -> None:
+    away = trio.follower()
+    trio.nodes[away].close()
+    leader = trio.leader()
+    eventually(
+        lambda: not all(each["reachable"] for each in trio.nodes[leader].status()["members"]), "it is seen to be away"
+    )
+    found = verified(trio, leader)
+    assert found["status"] == 2
+    assert found[trio.peers[away]]["answer"] == "no answer"

@@ -1,4 +1,4 @@
-"""``manage.py raft status`` and ``manage.py raft node``."""
+"""``manage.py raft status``, ``manage.py raft verify`` and ``manage.py raft node``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import signal
 import sys
 import threading
+import time
 from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -18,11 +20,14 @@ from django_raftsqlite.configuration import Configuration, configure
 from django_raftsqlite.exceptions import HostLost, OperationalError
 from django_raftsqlite.management.status import has_leader, render
 from django_raftsqlite.management.systemd import notify
+from django_raftsqlite.management.verification import outcome_of
 from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.node.attached import AttachedNode
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.registry import attach_node, open_node
 
 POLL = 1.0
+VERIFY_POLL = 0.2
 
 
 class Command(BaseCommand):
@@ -37,8 +42,17 @@ class Command(BaseCommand):
             "status", help="show the node and its group; exit status 1 without a leader in reach"
         )
         status.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+        verify = verbs.add_parser(
+            "verify",
+            help="compare the whole content of all members at one log index, while they go on; exit status 1 where "
+            "it differs, 2 where not all members answered",
+        )
+        verify.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+        verify.add_argument(
+            "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long to wait; default: 600"
+        )
         node = verbs.add_parser("node", help="host the node without serving pages, until SIGTERM or SIGINT")
-        for verb in (status, node):
+        for verb in (status, verify, node):
             verb.add_argument(
                 "--database", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help=f"default: {DEFAULT_DB_ALIAS}"
             )
@@ -50,17 +64,14 @@ class Command(BaseCommand):
         configuration = configuration_of(database)
         if verb == "status":
             self.show_status(database, configuration.node, options["format"])
+        elif verb == "verify":
+            self.verify(configuration.node, options["format"], options["timeout"])
         else:
             self.host_node(configuration.node)
 
     def show_status(self, alias: str, config: NodeConfig, form: str) -> None:
         """Ask the process that hosts the node; this one never does. Exits with 1 without a leader in reach."""
-        node = attach_node(config)
-        if node is None:
-            raise CommandError(
-                f"no process hosts the node of {config.name}. Start one: manage.py raft node, or a web server.",
-                returncode=1,
-            )
+        node = self._attach(config)
         try:
             status = node.status()
         except HostLost as error:
@@ -73,6 +84,35 @@ class Command(BaseCommand):
             self.stdout.write(render(alias, status))
         if not has_leader(status):
             sys.exit(1)
+
+    def verify(self, config: NodeConfig, form: str, timeout: float) -> None:
+        """Order a verification, wait for all members, and show what they found. Exits with 1 or 2, see the help."""
+        node = self._attach(config)
+        try:
+            verification = node.verify(timeout=config.timeout)
+            deadline = time.monotonic() + timeout
+            seen: dict[str, Mapping[str, Any]] = {}
+            while True:
+                found = outcome_of(verification, node.status()["members"], seen)
+                if found.complete or time.monotonic() > deadline:
+                    break
+                time.sleep(VERIFY_POLL)
+        except OperationalError as error:
+            raise CommandError(str(error), returncode=2) from error
+        finally:
+            node.close()
+        self.stdout.write(json.dumps(found.told, indent=2) if form == "json" else found.render())
+        if found.status:
+            sys.exit(found.status)
+
+    def _attach(self, config: NodeConfig) -> AttachedNode:
+        node = attach_node(config)
+        if node is None:
+            raise CommandError(
+                f"no process hosts the node of {config.name}. Start one: manage.py raft node, or a web server.",
+                returncode=1,
+            )
+        return node
 
     def host_node(self, config: NodeConfig) -> None:
         """Host until SIGTERM or SIGINT, also where OPTIONS["host"] keeps other processes from it."""

@@ -70,6 +70,67 @@ def shown(*arguments: str) -> str:
     return out.getvalue()
 
 
+class VerifyingNode(FakeNode):
+    """Its members answer one after the other, and the last one forgets what it found."""
+
+    def __init__(self, *digests: str | None, **last: Any) -> None:
+        super().__init__({})
+        self._digests = digests
+        self._last = last
+        self._asked = 0
+
+    def verify(self, *, timeout: float) -> str:
+        assert timeout > 0
+        return "aa"
+
+    def status(self) -> dict[str, Any]:
+        self._asked += 1
+        members = []
+        for number, digest in enumerate(self._digests):
+            found = {"id": "aa", "index": 90, "digest": digest, "bytes": 5, "seconds": 0.1, "problem": None}
+            verified: dict[str, Any] = found if number < self._asked else {**found, "id": "of an earlier one"}
+            members.append({"address": f"n{number}", "reachable": True, "failed": None, "verified": verified})
+        members[-1].update(self._last)
+        if self._asked > len(members):
+            members[0]["verified"] = None
+        return {"members": members}
+
+
+@pytest.mark.parametrize(
+    ("node", "status", "answers"),
+    [
+        (VerifyingNode("d" * 64, "d" * 64, "d" * 64), 0, ["equal", "equal", "equal"]),
+        (VerifyingNode("d" * 64, "e" * 64, "d" * 64), 1, ["equal", "DIFFERENT", "equal"]),
+        (VerifyingNode("d" * 64, "e" * 64), 1, ["differs", "differs"]),
+        (VerifyingNode("d" * 64, "d" * 64, None, reachable=False, verified=None), 2, ["equal", "equal", "no answer"]),
+        (VerifyingNode("d" * 64, "d" * 64, None, suspect="why", verified=None), 2, ["equal", "equal", "suspect"]),
+        (VerifyingNode("d" * 64, "d" * 64, None), 2, ["equal", "equal", "at work"]),
+    ],
+)
+def test_verify_shows_what_each_member_found_and_says_so_by_its_exit_status(
+    monkeypatch: pytest.MonkeyPatch, node: VerifyingNode, status: int, answers: list[str]
+) -> None:
+    monkeypatch.setattr(raft, "attach_node", lambda _config: node)
+    for form in ("table", "json"):
+        out = StringIO()
+        node._asked = 0
+        arguments = ["raft", "verify", "--timeout", "1", "--format", form]
+        if status:
+            with pytest.raises(SystemExit) as exit_:
+                call_command(*arguments, stdout=out)
+            assert exit_.value.code == status
+        else:
+            call_command(*arguments, stdout=out)
+        if form == "json":
+            assert [each["answer"] for each in json.loads(out.getvalue())] == answers
+        else:
+            lines = out.getvalue().splitlines()
+            assert lines[0].split() == ["member", "content", "log", "index", "hash", "bytes", "seconds"]
+            for line, answer in zip(lines[1:], answers, strict=False):
+                assert answer in line
+    assert node.closed
+
+
 class Manage:
     """A ``manage.py`` in a process of its own, whose lines can be waited for."""
 

@@ -71,6 +71,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
                 log_entries=500,
                 log_bytes=2**22,
                 snapshot_rate=2**16,
+                on_divergence="stop",
                 mode="0660",
                 host=False,
                 reads="bounded",
@@ -86,6 +87,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     assert (node.timeout, node.lease_timeout, node.election_timeout) == (2.0, 3.0, 0.8)
     assert (node.mode, node.host) == (0o660, False)
     assert (node.log_entries, node.log_bytes, node.snapshot_rate) == (500, 2**22, 2**16)
+    assert node.on_divergence == "stop"
     assert (node.apply_timeout, node.max_transaction_bytes, node.wal_limit) == (7.0, 2**30, 2**20)
     assert node.registrars == (register_django_functions, not_callable_here)
     assert configuration.reads == Freshness("bounded", max_staleness=2.0)
@@ -97,7 +99,7 @@ def test_none_is_the_default_of_every_option(settings: Any) -> None:
     names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
     names += ["lease_timeout", "election_timeout", "apply_timeout", "max_transaction_bytes", "wal_limit"]
     names += ["mode", "host", "max_staleness"]
-    names += ["log_entries", "log_bytes", "snapshot_rate"]
+    names += ["log_entries", "log_bytes", "snapshot_rate", "on_divergence"]
     assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
 
 
@@ -206,6 +208,8 @@ WRONG_OPTIONS = [
     ({"wal_limit": "64 MiB"}, '["wal_limit"]', "is '64 MiB'", "a number of bytes from 1048576 (1 MiB)"),
     ({"log_entries": 9}, '["log_entries"]', "out of range", "from 10 to 1000000000, such as 10000"),
     ({"log_bytes": "1 MiB"}, '["log_bytes"]', "is '1 MiB'", "such as 134217728 (128 MiB)"),
+    ({"on_divergence": "rsync"}, '["on_divergence"]', "is 'rsync'. Did you mean 'resync'?", 'or "stop"'),
+    ({"on_divergence": True}, '["on_divergence"]', "is True", 'Write "resync"'),
     ({"snapshot_rate": 1}, '["snapshot_rate"]', "out of range", "from 65536 (64 KiB)"),
     ({"max_transaction_bytes": 1e9}, '["max_transaction_bytes"]', "is 1000000000.0", "a number of bytes"),
     ({"transaction_mode": "IMEDIATE"}, '["transaction_mode"]', "is 'IMEDIATE'", "Did you mean 'IMMEDIATE'?"),
