@@ -110,6 +110,12 @@ class Checks:
                 f"entry {index} counts as committed on {machine.address}, and is on the disks of {holders} alone"
             )
 
+    def dropped(self, machine: Machine, terms: dict[int, int], first: int) -> None:
+        """A log drops its entries from an index on: none of them may be a committed one."""
+        for index, term in terms.items():
+            if index >= first and index in self.entries and self.entries[index][0] == term:
+                raise Violation(f"{machine.address} drops entry {index} of term {term}, which is committed")
+
     def committed(self, machine: Machine, index: int, term: int, payload: bytes) -> None:
         """A node is handed a committed entry."""
         if machine.replica is not None:

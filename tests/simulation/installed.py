@@ -73,7 +73,12 @@ class Log(raft_log.RaftLog):
                 del self.terms[gone]
             self.proven_index = min(self.proven_index, idx - 1)
 
+    def _truncate(self, index: int) -> None:
+        self.simulation.checks.dropped(self._machine, self.terms, index)
+        super()._truncate(index)
+
     def restart(self, index: int, term: int) -> None:
+        self.simulation.checks.dropped(self._machine, self.terms, index + 1)
         super().restart(index, term)
         self.terms = {index: term}
         self.proven_index = index - 1
