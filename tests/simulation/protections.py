@@ -269,6 +269,7 @@ PROTECTIONS = (
         "the file is synced up to where the log is cut",
         "neither log nor file has an entry",
         switches.cut_unsynced,
+        seeds=12,
         directed=("cluster.test_snapshots::test_before_the_log_is_cut_the_wal_is_on_the_disk",),
     ),
     Protection(
