@@ -19,7 +19,8 @@ from django_raftsqlite.exceptions import (
     Unavailable,
 )
 
-from .machine import Machine, Share
+from .guests import Share
+from .machine import Machine
 from .world import Process, Violation
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from django_raftsqlite.sqlite import connections, parts
 from .checks import Checks
 from .clients import DONE, FAILED, UNKNOWN, Client, History, leave_to_the_dead, set_up
 from .faults import Faults
+from .guests import Share
 from .installed import installed
-from .machine import Machine, Share, state_machines
+from .machine import Machine, state_machines
 from .network import Network
 from .scenario import Scenario
 from .world import Process, Violation, World
