@@ -13,7 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ PATIENCE = 0.5
 """Seconds for which a member must lack something: its place is looked for first."""
 KEPT = 120.0
 """Seconds for which a copy nobody asks for is kept, so that a broken link costs nothing that was sent."""
+TAKEN_KEPT = 3.0
+"""The same, when all have it who asked for it."""
 RETRY, LONGEST_RETRY = 30.0, 3600.0
 """Seconds until another copy is made after one could not be made, or nobody took it; twice as many each time."""
 NAME = "snapshot-out.sqlite3"
@@ -41,13 +43,17 @@ _BLOCK = 1024 * 1024
 
 @dataclass(slots=True)
 class Copy:
-    """A copy that is there to be sent. ``id`` is its SHA-256; ``used`` when somebody last asked for some of it."""
+    """A copy that is there to be sent. ``id`` is its SHA-256; ``used`` when somebody last asked for some of it.
+
+    ``takers`` asked for it, and are not known to have all of it.
+    """
 
     id: bytes
     copied: Copied
     descriptor: int
     used: float
     asked_for: bool = False
+    takers: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -135,7 +141,11 @@ class SnapshotSource:
         due = [peer for peer in lacking if now - self._receivers[peer].since >= PATIENCE]
         copy = self._copy
         least = max([view.first_index, *(wanted[peer] for peer in due if peer in wanted)])
-        if copy is not None and (now - copy.used > KEPT or (due and copy.copied.index < least)):
+        if copy is not None:
+            copy.takers -= {peer for peer in copy.takers if peer not in lacking and self._has(copy, told.get(peer))}
+            taken = copy.asked_for and not copy.takers and not lacking
+            of_no_use = bool(due) and copy.copied.index < least
+        if copy is not None and (of_no_use or now - copy.used > (TAKEN_KEPT if taken else KEPT)):
             if not copy.asked_for:
                 self._later(now)
             self._drop(copy)
@@ -159,6 +169,7 @@ class SnapshotSource:
         offset, length = int(message["offset"]), int(message["length"])
         if not (0 <= offset < copy.copied.size and 0 < length <= LARGEST_PART):
             raise ValueError("a piece that is not there")
+        copy.takers.add(peer)
         copy.used, copy.asked_for, self._retry = self._clock(), True, RETRY
         self._wanted.append((peer, offset, length))
         self._serve()
@@ -207,6 +218,14 @@ class SnapshotSource:
                 logger.error("%s", self.problem)
 
         self._worker.run(make, made)
+
+    @staticmethod
+    def _has(copy: Copy, told: Message | None) -> bool:
+        """Whether a member, which asked for the copy, says that it is not receiving it any more."""
+        if told is None:
+            return False
+        receiving = told.get("receiving")
+        return receiving is None or receiving["index"] != copy.copied.index
 
     def _later(self, now: float) -> None:
         self._not_before = now + self._retry

@@ -12,7 +12,7 @@ import pytest
 
 from django_raftsqlite.node import snapshot_target
 from django_raftsqlite.node.messages import Message
-from django_raftsqlite.node.snapshot_source import KEPT, PART, RETRY, SnapshotSource
+from django_raftsqlite.node.snapshot_source import KEPT, PART, RETRY, TAKEN_KEPT, SnapshotSource
 from django_raftsqlite.node.snapshot_target import GIVE_UP, SnapshotTarget
 from django_raftsqlite.node.worker import Worker
 from django_raftsqlite.raft.config import RaftView
@@ -117,7 +117,9 @@ class World:
             for _, source, target, message in due:
                 self._deliver(source, target, message)
             if round(self.now / TICK * 10) % 10 == 0:
-                told = {name: {"receiving": target.status()} for name, target in self.targets.items()}
+                told: dict[str, Message] = {}
+                if self.linked:
+                    told = {name: {"receiving": target.status()} for name, target in self.targets.items()}
                 self.source.tick(self.view("leader"), told)
                 for name, target in self.targets.items():
                     target.tick(self.view(name))
@@ -320,6 +322,16 @@ def test_a_copy_that_nobody_asks_for_is_dropped_after_a_while(make: Callable[...
     world.linked = True
     world.run_until(lambda: world.installed)
     assert (world.made, world.installed[0][3] == world.content) == (2, True)
+
+
+def test_a_copy_that_all_have_who_asked_for_it_holds_nothing_any_more(make: Callable[..., World]) -> None:
+    """Neither the log nor the disk, after a moment in which another member may ask for it."""
+    world = make(count=2)
+    world.run_until(lambda: len(world.installed) == 2)
+    world.run(TAKEN_KEPT + 0.5)
+    assert world.source.needed is None
+    assert not list((world.folder / "leader").iterdir())
+    assert world.made == 1
 
 
 def test_a_member_that_is_getting_a_useful_copy_elsewhere_is_left_alone(make: Callable[..., World]) -> None:
