@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 NAME = "stopped.json"
+RUNNING = {"running": True}
 
 Fingerprint = dict[str, list[int] | None]
 
@@ -31,12 +32,19 @@ def keep(database: Path, folder: Path) -> None:
 
 
 def changed(database: Path, folder: Path) -> str | None:
-    """What changed since the last clean stop, None when nothing did or the last stop was not a clean one."""
+    """What changed since the last clean stop; None when nothing did, or it cannot be told.
+
+    After any other stop, the node's own last writes are not known; but the -wal is still there, unless
+    another program had the file open: the last one to close a database takes it away.
+    """
     try:
         before = json.loads((folder / NAME).read_text())
     except (FileNotFoundError, ValueError):
         return None
     now = take(database)
+    if before == RUNNING:
+        names = [name for name, found in now.items() if found is None]
+        return None if not names else f"{' and '.join(names)} was taken away since this node was killed"
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     return None if not names else f"{' and '.join(names)} changed since this node was stopped"
 
@@ -54,6 +62,11 @@ def set_aside(database: Path) -> Path:
     return aside
 
 
+def begin(folder: Path) -> None:
+    """The node runs, and has its file open: from now on its own writes change the file."""
+    (folder / NAME).write_text(json.dumps(RUNNING))
+
+
 def forget(folder: Path) -> None:
-    """The node runs: from now on its own writes change the file."""
+    """What was kept of a stop does not hold any more."""
     (folder / NAME).unlink(missing_ok=True)

@@ -180,7 +180,10 @@ class HostedNode:
         self._expired = time.monotonic()
         if suspect is not None:
             self._distrust(suspect)
-        fingerprint.forget(config.folder)
+        if config.durable and len(config.peers) > 1:
+            fingerprint.begin(config.folder)
+        else:
+            fingerprint.forget(config.folder)
 
     def start(self) -> None:
         """Open the port, join the group. Raises OperationalError when that cannot be done."""

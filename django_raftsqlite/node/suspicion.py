@@ -34,10 +34,13 @@ class Difference:
 class Mark:
     """The node's word on its file, in its folder; its host writes it, every process of the node looks at it.
 
-    ``permit`` is cheap enough to be asked at every read: one stat(2). Thread-safe.
+    ``permit`` is cheap enough to be asked at every read: it looks at the file every ``look_every`` seconds at most,
+    which is much less than what a resync takes, so that nobody misses one. Thread-safe.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, look_every: float = 0.005) -> None:
+        self._look_every = look_every
+        self._next = 0.0
         self._path = folder / NAME
         self._text = str(self._path)
         self._seen: tuple[int, int, int] | None = None
@@ -47,14 +50,10 @@ class Mark:
 
     def permit(self) -> int:
         """Which of the files is meant that a resync put at one path. Raises Unavailable while it must not be read."""
-        try:
-            status = os.stat(self._text)  # noqa: PTH116 - quicker
-        except FileNotFoundError:
-            if self._seen is not None:
-                self._look()
-        else:
-            if self._seen != (status.st_ino, status.st_mtime_ns, status.st_size):
-                self._look()
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self._look_every
+            self._look_if_changed()
         if self.reason is not None:
             raise unavailable(self.reason)
         return self.generation
@@ -70,6 +69,16 @@ class Mark:
             os.fsync(file.fileno())
         made.replace(self._path)
         self._look()
+
+    def _look_if_changed(self) -> None:
+        try:
+            status = os.stat(self._text)  # noqa: PTH116 - quicker
+        except FileNotFoundError:
+            if self._seen is not None:
+                self._look()
+        else:
+            if self._seen != (status.st_ino, status.st_mtime_ns, status.st_size):
+                self._look()
 
     def _look(self) -> None:
         try:

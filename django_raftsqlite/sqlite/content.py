@@ -17,7 +17,7 @@ from .entry import decode_outcome
 from .functions import Registrar
 from .tables import load_state
 
-ROWS_AT_ONCE = 256
+BYTES_AT_ONCE = 128 * 1024
 LONGEST_PAUSE = 0.02
 """Seconds; else a pause is as long as the work before it: others have the processor half of the time at least."""
 _STEPS = 100_000
@@ -54,7 +54,7 @@ def hash_content(connection: Connection, go_on: Callable[[], object]) -> Content
     As https://sqlite.org/dbhash.html, but with row ids, our own tables and SQLite's; without the shadow tables of
     virtual ones, which depend on when they were flushed, and without error texts. Indexes are compared with their
     tables by SQLite's integrity check, and whether they agree is part of the hash. ``go_on`` is called often, and
-    may raise to end it. One row is in memory at a time, whatever its size, and ROWS_AT_ONCE of those that are small.
+    may raise to end it. One row is in memory at a time, whatever its size.
     """
     hashing = _Hashing(connection, go_on)
     connection.set_progress_handler(hashing.look, _STEPS)
@@ -158,25 +158,23 @@ class _Hashing:
             self._note([origin, sequence, int(outcome.status), outcome.code, rows_of])
 
     def _feed(self, rows: apsw.Cursor) -> None:
+        packer = msgpack.Packer(use_bin_type=True, unicode_errors="surrogatepass", autoreset=False)
+        pack, packed = packer.pack, packer.getbuffer
         began = time.monotonic()
-        batch: list[Any] = []
-        held = 0
         for row in rows:
-            batch.append(row)
-            held += sum(len(value) for value in row if isinstance(value, bytes | str))
-            if len(batch) >= ROWS_AT_ONCE or held > 1024 * 1024:
-                self._rows(batch)
-                batch, held = [], 0
+            pack(row)
+            if len(packed()) > BYTES_AT_ONCE:
+                self._take(packer)
                 self._go_on()
-                now = time.monotonic()
-                time.sleep(min(now - began, LONGEST_PAUSE))
+                time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
                 began = time.monotonic()
-        self._rows(batch)
+        self._take(packer)
 
-    def _rows(self, batch: list[Any]) -> None:
-        # Row by row, so that the hash does not depend on how they were put together.
-        for row in batch:
-            self._note(row)
+    def _take(self, packer: msgpack.Packer) -> None:
+        data = packer.bytes()
+        packer.reset()
+        self._digest.update(data)
+        self._size += len(data)
 
     def _note(self, values: Any) -> None:
         packed: bytes = msgpack.packb(values, use_bin_type=True, unicode_errors="surrogatepass")

@@ -257,7 +257,7 @@ def test_digests_are_remembered_of_the_latest_entries() -> None:
 
 
 def test_a_mark_is_seen_by_every_process_of_the_node_at_its_next_read(tmp_path: Path) -> None:
-    host, other = Mark(tmp_path), Mark(tmp_path)
+    host, other = Mark(tmp_path, look_every=0), Mark(tmp_path, look_every=0)
     assert host.permit() == other.permit() == 0
     host.set("a reason")
     for mark in (host, other, Mark(tmp_path)):
@@ -273,7 +273,7 @@ def test_a_mark_is_seen_by_every_process_of_the_node_at_its_next_read(tmp_path: 
 
 
 def test_an_operator_may_take_the_mark_away(tmp_path: Path) -> None:
-    mark = Mark(tmp_path)
+    mark = Mark(tmp_path, look_every=0)
     mark.set("a reason")
     (tmp_path / NAME).unlink()
     mark.permit()
@@ -281,7 +281,7 @@ def test_an_operator_may_take_the_mark_away(tmp_path: Path) -> None:
 
 
 def test_a_mark_that_is_written_while_it_is_read_is_seen_whole(tmp_path: Path) -> None:
-    mark, other = Mark(tmp_path), Mark(tmp_path)
+    mark, other = Mark(tmp_path), Mark(tmp_path, look_every=0)
     stop = threading.Event()
 
     def write() -> None:
