@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 NAME = "stopped.json"
-RUNNING = {"running": True}
 
 Fingerprint = dict[str, list[int] | None]
 
@@ -34,15 +33,17 @@ def keep(database: Path, folder: Path) -> None:
 def changed(database: Path, folder: Path) -> str | None:
     """What changed since the last clean stop; None when nothing did, or it cannot be told.
 
-    After any other stop, the node's own last writes are not known; but the -wal is still there, unless
-    another program had the file open: the last one to close a database takes it away.
+    After any other stop, the node's own last writes are not known; but the -wal is still there, unless another
+    program had the file open (the last one to close a database takes it away), or the machine was started anew.
     """
     try:
         before = json.loads((folder / NAME).read_text())
     except (FileNotFoundError, ValueError):
         return None
     now = take(database)
-    if before == RUNNING:
+    if "running" in before:
+        if before["running"] != _boot():
+            return None  # a -wal that nobody had synced may be lost with the machine's power
         names = [name for name, found in now.items() if found is None]
         return None if not names else f"{' and '.join(names)} was taken away since this node was killed"
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
@@ -62,9 +63,18 @@ def set_aside(database: Path) -> Path:
     return aside
 
 
+def _boot() -> str:
+    """What names the time since the machine was started, where the system tells it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def begin(folder: Path) -> None:
     """The node runs, and has its file open: from now on its own writes change the file."""
-    (folder / NAME).write_text(json.dumps(RUNNING))
+    with suppress(FileNotFoundError):  # the folder's: the node has never run
+        (folder / NAME).write_text(json.dumps({"running": _boot()}))
 
 
 def forget(folder: Path) -> None:
