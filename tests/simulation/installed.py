@@ -35,7 +35,7 @@ _OUTSIDE = ("raft.thread", "raft.transport", "raft.session", "raft.handshake", "
 assert process, "the modules of the node are loaded"
 
 
-class _Substitute:
+class Substitute:
     """A module with some of its names replaced."""
 
     def __init__(self, module: object, **names: Any) -> None:
@@ -62,7 +62,8 @@ class Log(raft_log.RaftLog):
         super().__init__(path, **{**arguments, "tail_entries": self.simulation.scenario.tail_entries})
         rows: Any = self._execute("SELECT idx, term FROM entry")
         self.terms = dict(rows)
-        self.proven_index = self.last_index
+        # What a killed process wrote and did not sync is found, and is not on the disk yet.
+        self.proven_index = 0 if machine.disk.unsynced(f"{self.path}-wal") else self.last_index
         machine.opened(self)
 
     def add(self, command: bytes, idx: int, term: int) -> None:
@@ -148,7 +149,7 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
                 if time.monotonic in (function.__kwdefaults__ or {}).values():
                     keywords = {name: _clock(threads, each) for name, each in function.__kwdefaults__.items()}
                     put(function, "__kwdefaults__", keywords)
-        put(host, "os", _Substitute(host.os, getpid=lambda: 4711))
+        put(host, "os", Substitute(host.os, getpid=lambda: 4711))
         calls = disk.Calls(world, vfs.disks)
         for each in (snapshot_source, snapshot_target, copying, wal):
             put(each, "os", calls)
@@ -162,7 +163,7 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
         put(driver, "_lower_switch_interval", lambda: None)
         put(clock, "VFS_NAME", disk.VFS_NAME)
         put(clock, "_system_random", chance)
-        put(raft_log, "apsw", _Substitute(apsw, Connection=partial(tracked, apsw.Connection, vfs=disk.VFS_NAME)))
+        put(raft_log, "apsw", Substitute(apsw, Connection=partial(tracked, apsw.Connection, vfs=disk.VFS_NAME)))
         put(connections, "Connection", partial(tracked, connections.Connection))
         logger = logging.getLogger("django_raftsqlite")
         put(logger, "disabled", True)

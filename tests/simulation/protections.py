@@ -256,6 +256,16 @@ PROTECTIONS = (
         seeds=2,
     ),
     Protection(
+        "fsync at the start",
+        "S-1",
+        "what a killed process wrote and did not sync is synced before it counts",
+        "acknowledged, and lost with the power",
+        switches.found_unsynced,
+        directed=(
+            "simulation.test_simulator::test_what_a_killed_process_left_in_the_log_is_synced_before_it_counts",
+        ),
+    ),
+    Protection(
         "stored vote",
         "S-1",
         "the vote is stored with the term",
@@ -270,7 +280,6 @@ PROTECTIONS = (
         "neither log nor file has an entry",
         switches.cut_unsynced,
         seeds=12,
-        directed=("cluster.test_snapshots::test_before_the_log_is_cut_the_wal_is_on_the_disk",),
     ),
     Protection(
         "newer copies only",

@@ -296,3 +296,13 @@ def no_window() -> list[Patch]:
 
 def anything_valid() -> list[Patch]:
     return [(replica, "validated", dict)]
+
+
+def found_unsynced() -> list[Patch]:
+    original = RaftLog._set
+
+    def put(self: Any, key: str, value: bytes) -> None:
+        if key != "opened":
+            original(self, key, value)
+
+    return [(RaftLog, "_set", put)]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
+from django_raftsqlite.raft import log as raft_log
+from django_raftsqlite.raft.log import RaftLog
+
 from . import scenario as scenarios
 from .disk import VFS_NAME, Disk, DiskVFS
+from .installed import Substitute
 from .primitives import Threads
 from .protections import PROTECTIONS
 from .scenario import Fault
@@ -209,3 +214,41 @@ def test_what_a_task_raises_ends_the_run(world: World) -> None:
     world.spawn(process, act, "task")
     with pytest.raises(Violation):
         world.run(world.now + 1)
+
+
+def test_what_a_killed_process_left_in_the_log_is_synced_before_it_counts(
+    world: World, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written and not synced: still there after kill -9, and gone with the power.
+
+    A member that finds it would acknowledge it without writing anything, so without an fsync of its own.
+    """
+    connect = partial(apsw.Connection, vfs=VFS_NAME)
+    monkeypatch.setattr(raft_log, "apsw", Substitute(apsw, Connection=connect))
+    kept = 0
+    for calls in range(30):
+        path = disk.folder / f"log{calls}"
+        logs: list[RaftLog] = []
+
+        def fill(path: Path = path, logs: list[RaftLog] = logs, calls: int = calls) -> None:
+            log = RaftLog(path)
+            logs.append(log)
+            assert world.process is not None
+            world.process.calls_left = calls
+            log.add(b"\x01", 1, 0)
+            log.add(b"\x00an entry", 2, 1)
+            log.sync()
+
+        process = do(world, fill)
+        process.alive = False
+        logs[0].close()
+
+        def find(path: Path = path, logs: list[RaftLog] = logs) -> None:
+            logs.append(RaftLog(path))
+
+        do(world, find)
+        assert not disk.unsynced(f"{path}-wal"), f"killed in system call {calls}"
+        kept += logs[1].durable_index == 2
+        logs[1].close()
+    assert 0 < kept < 30
+    assert world.failure is None
