@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .messages import Message
 from .snapshot_source import SnapshotSource
 from .snapshot_target import SnapshotTarget
 from .worker import Stopped, Worker
+
+logger = logging.getLogger("django_raftsqlite.node")
 
 PREFIX = "node.snapshot_"
 """What the types of its messages begin with."""
@@ -53,6 +56,7 @@ class Upkeep:
         self._peers = peers
         self._on_installed = installed
         self._suspect = suspect
+        self._broken = False
         self._worker = worker = Worker(f"raftsqlite-upkeep {config.name.name}", driver.call)
         self._compaction = Compaction(
             driver,
@@ -101,7 +105,16 @@ class Upkeep:
         self._target.close()
 
     def tick(self) -> None:
-        """Time passes; to be called every 50 ms or so."""
+        """Time passes; to be called every 50 ms or so. Never raises: consensus goes on without it."""
+        if self._broken:
+            return
+        try:
+            self._tick()
+        except Exception:
+            self._broken = True
+            logger.exception("the Raft log is not kept short any more, and no copies of the database are sent")
+
+    def _tick(self) -> None:
         view, told = self._driver.view, self._peers()
         if not self._suspect():
             self._compaction.tick(view)

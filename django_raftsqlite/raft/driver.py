@@ -195,13 +195,20 @@ class RaftDriver:
     @property
     def log_bytes(self) -> int:
         """What the log's entries take up on the disk; 0 when there is no log to be looked at."""
-        log = self._log
-        return 0 if log is None or log.fault is not None else log.used_bytes
+        return self._look(lambda log: log.used_bytes, 0)
 
     def index_beyond(self, size: int) -> int:
-        """Where the log is to begin so that at least ``size`` bytes of it go."""
-        assert self._log is not None
-        return self._log.index_beyond(size)
+        """See :meth:`RaftLog.index_beyond`; 0 when there is no log to be looked at."""
+        return self._look(lambda log: log.index_beyond(size), 0)
+
+    def _look(self, question: Callable[[RaftLog], int], otherwise: int) -> int:
+        if self._log is None or self._log.fault is not None:
+            return otherwise
+        try:
+            return question(self._log)
+        except LogFault as fault:
+            self._fail(str(fault))
+            return otherwise
 
     @property
     def handed_over(self) -> int:

@@ -26,6 +26,7 @@ _BLOCK_BYTES = 1024 * 1024
 _CUT_ENTRIES = 512
 _CUT_BYTES = 1024 * 1024
 """What :meth:`RaftLog.compact` drops at once, so that it keeps no heartbeat waiting."""
+_LOOK_ENTRIES = 20_000
 _ROW_BYTES = 16  # that an entry takes up besides its command
 _HEADER = struct.Struct("<qq")
 
@@ -287,7 +288,7 @@ class RaftLog(Journal):  # type: ignore[misc]
             return
         if index > self._commit:
             raise self._fail(f"the log was to be cut at {index}, but only {self._commit} is known to be committed")
-        rows = self._execute(
+        rows = self._query(
             "SELECT idx, length(command) FROM entry WHERE idx < ? ORDER BY idx LIMIT ?", (index, _CUT_ENTRIES)
         )
         size, first = 0, self.first_index
@@ -327,17 +328,21 @@ class RaftLog(Journal):  # type: ignore[misc]
     def used_bytes(self) -> int:
         """What the entries take up in the file; the file itself does not shrink, but is used again."""
         (pages,), (free,), (size,) = (
-            self._execute(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
+            self._query(f"PRAGMA {name}")[0] for name in ("page_count", "freelist_count", "page_size")
         )
         return int((pages - free) * size)
 
     def index_beyond(self, size: int) -> int:
-        """The first index such that the entries before it have ``size`` bytes; the last one if all have less."""
-        for index, length in self._check().execute("SELECT idx, length(command) FROM entry ORDER BY idx"):
+        """The first index such that the entries before it have ``size`` bytes, or a lower one: the work is bounded."""
+        last = self.first_index
+        for index, length in self._query(
+            "SELECT idx, length(command) FROM entry ORDER BY idx LIMIT ?", (_LOOK_ENTRIES,)
+        ):
+            last = index
             if size <= 0:
-                return int(index)
+                break
             size -= length + _ROW_BYTES
-        return self.last_index
+        return last
 
     # Term, vote, commit index
 
@@ -399,6 +404,12 @@ class RaftLog(Journal):  # type: ignore[misc]
 
     def _execute(self, sql: str, bindings: tuple[int | bytes | str, ...] = ()) -> list[tuple]:  # type: ignore[type-arg]
         return self._check().execute(sql, bindings).fetchall()
+
+    def _query(self, sql: str, bindings: tuple[int, ...] = ()) -> list[tuple]:  # type: ignore[type-arg]
+        try:
+            return self._execute(sql, bindings)
+        except apsw.Error as error:
+            raise self._fail(f"the Raft log {self.path} cannot be read: {error}") from error
 
     def _begin(self) -> None:
         if not self.dirty:

@@ -118,6 +118,17 @@ def test_what_was_dropped_is_free_for_what_comes(tmp_path: Path) -> None:
     assert (tmp_path / "log").stat().st_size < 2 * max(size, full)
 
 
+def test_a_log_that_cannot_be_looked_at_is_a_fault(tmp_path: Path) -> None:
+    """Not an error that nobody expects."""
+    log = filled_log(tmp_path / "log", 10)
+    log._execute("DROP TABLE entry")
+    with pytest.raises(LogFault, match="cannot be read"):
+        log.index_beyond(1)
+    with pytest.raises(LogFault, match="cannot be read"):
+        log.sync()
+    log.close()
+
+
 def test_what_is_not_known_to_be_committed_is_never_dropped(tmp_path: Path) -> None:
     log = filled_log(tmp_path / "log", 10)
     log.add(b"\x00new", 11, 1)

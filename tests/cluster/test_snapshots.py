@@ -141,6 +141,27 @@ def test_a_copy_that_is_not_what_was_announced_is_not_taken(tmp_path: Path, monk
         assert read(node, "SELECT count(*) FROM t") == [(150,)]
 
 
+def test_a_node_goes_on_without_its_upkeep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong there costs neither heartbeats nor writes, and is told once."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    with group(tmp_path, 3, **SMALL) as nodes:
+        monkeypatch.setattr(SnapshotSource, "tick", fail)
+        eventually(lambda: "nobody foresaw this" in caplog.text, "it is told")
+        term = nodes.nodes[nodes.leader()].status()["term"]
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        for number in range(50):
+            write(nodes.nodes[number % 3], "INSERT INTO t VALUES (?)", number)
+        nodes.settle()
+        assert nodes.nodes[0].status()["term"] == term
+        told = [record for record in caplog.records if "not kept short any more" in record.message]
+        assert len(told) <= 3
+
+
 def test_a_node_that_cannot_know_what_is_on_its_disk_is_failed_and_not_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
