@@ -333,7 +333,7 @@ class RaftLog(Journal):  # type: ignore[misc]
         return int((pages - free) * size)
 
     def index_beyond(self, size: int) -> int:
-        """The first index such that the entries before it have ``size`` bytes, or a lower one: the work is bounded."""
+        """The first index such that the entries before it have ``size`` bytes; or a lower one, to bound the work."""
         last = self.first_index
         for index, length in self._query(
             "SELECT idx, length(command) FROM entry ORDER BY idx LIMIT ?", (_LOOK_ENTRIES,)
