@@ -16,6 +16,8 @@ from .protections import PROTECTIONS, Protection
 from .test_seeds import ROOT, simulate
 
 DIRECTED = [(protection, name) for protection in PROTECTIONS for name in protection.directed]
+# Imported before any test runs: CPython 3.11 may refuse to compile a module in a thread that has switched greenlets.
+MODULES = {path: importlib.import_module(f"tests.{path}") for path in (name.split("::")[0] for _, name in DIRECTED)}
 
 
 class Fixtures:
@@ -42,7 +44,7 @@ class Fixtures:
 def run(name: str, known: dict[str, Any]) -> None:
     """Run a directed test."""
     path, function = name.split("::")
-    module = importlib.import_module(f"tests.{path}")
+    module = MODULES[path]
     with ExitStack() as stack:
         Fixtures(module, known, stack).call(getattr(module, function))
 
