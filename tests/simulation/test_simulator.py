@@ -247,8 +247,9 @@ def test_what_a_killed_process_left_in_the_log_is_synced_before_it_counts(
             logs.append(RaftLog(path))
 
         do(world, find)
-        assert not disk.unsynced(f"{path}-wal"), f"killed in system call {calls}"
+        unsynced = disk.unsynced(f"{path}-wal")
         kept += logs[1].durable_index == 2
         logs[1].close()
+        assert not unsynced, f"killed in system call {calls}"
     assert 0 < kept < 30
     assert world.failure is None
