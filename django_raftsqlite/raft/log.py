@@ -109,7 +109,7 @@ class RaftLog(Journal):  # type: ignore[misc]
         except apsw.BusyError as error:
             self.close()
             raise self._fail(f"another process has the Raft log {path} open") from error
-        except apsw.Error as error:
+        except (apsw.Error, OSError) as error:
             self.close()
             raise self._fail(f"the Raft log {path} cannot be opened: {error}") from error
         except LogFault:
@@ -132,7 +132,12 @@ class RaftLog(Journal):  # type: ignore[misc]
             self._set("member_id", secrets.token_bytes(16))
         elif (application, version) != (_APPLICATION_ID, _FORMAT):
             raise self._fail(f"{self.path} is not a Raft log of this version (found format {version})")
+        # What a killed process wrote and did not sync is here, and would count as durable: this commit's fsync is
+        # for it, too.
+        self._set("opened", secrets.token_bytes(8))
         self._execute("COMMIT")
+        if durable:
+            _sync_folder(self.path.parent)
         meta = dict(self._execute("SELECT key, value FROM meta"))
         self._meta: dict[str, bytes] = meta
         self.first_index = int(meta["first_index"])
@@ -385,7 +390,11 @@ def _create(path: Path, mode: int) -> None:
         os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:
