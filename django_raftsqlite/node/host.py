@@ -122,6 +122,7 @@ class HostedNode:
         self._applied = self._applier.applied
         self._patience = Patience(config.apply_timeout)
         self._requests = Requests()
+        self._committed: list[tuple[int, int, bytes]] = []  # which apply is yet to be given
         self._opening: set[bytes] = set()
         self._opening_mutex = threading.Lock()
         self._driver = RaftDriver(
@@ -131,6 +132,7 @@ class HostedNode:
             on_commit=self._on_commit,
             on_message=self._on_message,
             on_view=self._on_view,
+            on_told=self._on_told,
             room=self._applier.room,
             facts=handshake_facts(config.registrars),
             name=str(config.name),
@@ -444,8 +446,13 @@ class HostedNode:
     # The loop thread ----------------------------------------------------------------------------------------
 
     def _on_commit(self, index: int, term: int, payload: bytes) -> None:
-        self._applier.put(index, term, payload)
+        self._committed.append((index, term, payload))
         self._core.on_committed(index)
+
+    def _on_told(self) -> None:
+        committed, self._committed = self._committed, []
+        for index, term, payload in committed:
+            self._applier.put(index, term, payload)
 
     def _on_message(self, peer: str, message: Message) -> None:
         kind = message["type"]

@@ -46,7 +46,8 @@ class RaftDriver:
     ``on_commit(index, term, payload)`` for every committed index from ``applied + 1`` on, in order (an empty payload
     is an entry of Raft's own); ``on_message(peer, message)`` for application messages, whose type starts with
     "node."; ``on_view(view)`` at the start and whenever role, term, leader, connected peers or established changed.
-    ``room()`` False holds back further commits.
+    ``on_told()`` follows ``on_commit`` when the followers were told what is committed: what wakes other threads
+    belongs there, since they take the interpreter lock from this one. ``room()`` False holds back further commits.
 
     ``applied`` None: the state machine's file is not to be relied on; the member starts halted (:meth:`halt`). So it
     does where the log shows it, unless it is alone: ``mismatch`` says why.
@@ -63,6 +64,7 @@ class RaftDriver:
         on_commit: Callable[[int, int, bytes], None],
         on_message: Callable[[str, dict[str, Any]], None],
         on_view: Callable[[RaftView], None],
+        on_told: Callable[[], None] = lambda: None,
         room: Callable[[], bool] | None = None,
         applied_term: int | None = None,
         facts: Mapping[str, str] | None = None,
@@ -74,6 +76,7 @@ class RaftDriver:
         self._on_commit = on_commit
         self._on_message = on_message
         self._on_view = on_view
+        self._on_told = on_told
         self._room = room
         self._facts = dict(facts or {})
         self._thread = LoopThread(
@@ -90,7 +93,6 @@ class RaftDriver:
         self._reads: dict[int, Callable[[int | None], None]] = {}
         self._reads_asked = 0
         self._settle_wanted = False
-        self._commit_untold = False
         self._stopping = False
         self._cut_at = 0
         self._failed: RaftView | None = None
@@ -438,19 +440,11 @@ class RaftDriver:
         self._with_replica(lambda replica: replica.flush())
         self._deliver()
         self._announce()
-        if self._replica is not None and self._replica.announcement_due and not self._commit_untold:
-            # Behind what on_commit put on the loop: the next entries, if there are any, tell it as well.
-            self._commit_untold = True
-            self.loop.call_soon(self._tell_commit)
         self._expect()
 
     def _expect(self) -> None:
         replica = None if self._failed is not None or self._stopping else self._replica
         self._thread.expect(replica is not None and replica.awaits_acknowledgement)
-
-    def _tell_commit(self) -> None:
-        self._commit_untold = False
-        self._with_replica(lambda replica: replica.announce())
 
     # What the replica says, told outside of it
 
@@ -473,6 +467,9 @@ class RaftDriver:
                 # The entries after it would be applied to a state that lacks it.
                 commits.clear()
                 self._fail(f"entry {index} could not be handed on: {error!r}")
+        # After on_commit: the entries that it proposed, if any, have told it as well.
+        self._with_replica(lambda replica: replica.announce())
+        self._on_told()
         while answers:
             done, answer = answers.popleft()
             try:

@@ -265,6 +265,30 @@ def test_what_is_left_for_an_entry_that_nobody_acknowledges_is_run_all_the_same(
         assert ran.wait(20)
 
 
+def test_the_followers_are_told_of_a_commit_before_other_threads_of_the_leader_are_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those threads take the interpreter lock, and the followers, who apply as well, would wait for that."""
+    with Group(tmp_path) as group:
+        leader = group.start().leader()
+        driver = leader.driver
+        assert driver is not None
+        group.commit(b"before")
+        order: list[str] = []
+        announce = Replica.announce
+
+        def recorded(replica: Replica) -> None:
+            if replica.config.address == leader.address and replica.announcement_due:
+                order.append("announced")
+            announce(replica)
+
+        monkeypatch.setattr(Replica, "announce", recorded)
+        monkeypatch.setattr(driver, "_on_told", lambda: order.append("told") if b"entry" in leader.payloads else None)
+        assert leader.propose(b"entry")
+        wait_until(lambda: "told" in order, "it is committed")
+        assert order.index("announced") < order.index("told")
+
+
 def test_callbacks_may_propose_read_and_send(tmp_path: Path) -> None:
     """A callback is never made from inside the replica, so that it may use everything."""
 

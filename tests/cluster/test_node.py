@@ -395,17 +395,21 @@ def test_what_a_transaction_has_locked_stays_locked_while_leadership_moves(tmp_p
         for thread in threads:
             thread.start()
         try:
-            for _ in range(12):
+            # On a busy machine some of the transfers come to nothing.
+            first, transfers, give_up = trio.host(trio.leader())._driver.view.term, 0, time.monotonic() + 60
+            while transfers < 12 or trio.host(trio.leader())._driver.view.term < first + 4:
+                assert time.monotonic() < give_up, "leadership does not move"
                 number, before = trio.leader(), len(done)
                 driver = trio.host(number)._driver
                 driver.call(driver._with_replica, lambda replica: replica.transfer_leadership())
                 eventually(lambda before=before: failures or len(done) > before + 20, "writes go on")
+                transfers += 1
         finally:
             stop.set()
             for thread in threads:
                 thread.join(40)
         assert failures == []
-        assert trio.settle()["term"] > 6, "leadership did move"
+        trio.settle()
         assert read(trio.nodes[0], "SELECT x FROM t") == [(len(done),)]
 
 
