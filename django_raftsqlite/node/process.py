@@ -310,6 +310,7 @@ class ProcessNode:
         old = self.origin.renew_if_idle()
         if old is not None:
             self._ask(lambda backend, _left: backend.close_origin(old), deadline)
+        held: LeaseTimeout | None = None
         while not self.origin.opened:
             origin = self.origin.id
 
@@ -318,10 +319,15 @@ class ProcessNode:
 
             try:
                 self._ask(open_origin, deadline)
-            except LeaseTimeout:
+            except LeaseTimeout as error:
                 # Another thread of this process, which asked first, may have had less time.
                 if deadline - time.monotonic() < SHORTEST_WAIT:
                     raise
+                held = error
+            except Unavailable as error:
+                if held is None:
+                    raise
+                raise held from error  # what little time was left did not do for an answer: this is still why
             except HostLost as error:
                 raise Unavailable(
                     f"this process could not be made known to the group: {error}", "too slow"

@@ -331,6 +331,13 @@ def test_the_origin_is_open_before_the_lease_is_taken(tmp_path: Path) -> None:
     assert backend.sessions == []
 
 
+def test_who_holds_the_lease_is_told_also_when_asking_again_got_no_answer_in_time(tmp_path: Path) -> None:
+    backend = FakeBackend(DONE)
+    backend.open_errors = [LeaseTimeout("database is locked: held by another"), Unavailable("too slow", "too slow")]
+    with pytest.raises(LeaseTimeout, match="held by another"):
+        Node(tmp_path, backend).write()
+
+
 def test_nowait_does_not_wait_for_the_origin_while_another_holds_the_lease(tmp_path: Path) -> None:
     backend = FakeBackend(DONE)
 
