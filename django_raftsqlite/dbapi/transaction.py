@@ -64,6 +64,7 @@ class Transaction:
         self.over = False
         self.committed = False
         self.defer_foreign_keys = False
+        self._lineage: bytes | None = None
         self._script = Script()
         self._pragmas: dict[str, int] = {}
         self._reason = ""
@@ -93,6 +94,7 @@ class Transaction:
         reader.open += 1
         self.reader = reader
         self.base = read_base(reader.connection)
+        self._lineage = self.base.lineage
 
     def record(self, sql: str, parameters: Parameters) -> Read:
         """The next read of the snapshot, as an item of the script."""
@@ -127,6 +129,8 @@ class Transaction:
         deadline = time.monotonic() + self._timeout
         session = self._begin(deadline, nowait=nowait)
         try:
+            if self._lineage is None:
+                self._lineage = session.base.lineage
             if self.base is not None and session.base != self.base:
                 session = self._run_again(session, deadline)
             else:
@@ -171,6 +175,7 @@ class Transaction:
                 elif cause is not None:
                     session.rollback()
                     session = self._begin(deadline)
+                self._check_lineage(session.base)
                 self._script.check(session)
             except (Moved, LeaseLost, HostLost) as error:
                 cause = error
@@ -184,6 +189,14 @@ class Transaction:
                     raise _not_in_time(error) from error
                 raise
             return session
+
+    def _check_lineage(self, base: Base) -> None:
+        """What was seen before a restore is not written onto what came with it, also where it looks the same."""
+        if self._lineage not in (None, base.lineage):
+            raise TransactionConflict(
+                "the transaction was rolled back: the database was restored while it was open; nothing of it was "
+                "committed and it can be retried as a whole"
+            )
 
     def _rebase(self, cause: Exception) -> None:
         """The session lost its place. Raises what ends the transaction."""

@@ -314,7 +314,10 @@ class Applier:
         while True:
             try:
                 with self._lane.apply() as settled:
+                    lineage = self._machine.lineage
                     outcomes = self._machine.apply(index, term, payload)
+                    if self._machine.lineage != lineage:
+                        self._lane.replaced()
                     settled(outcomes)
                     return outcomes
             except NodeFault as fault:

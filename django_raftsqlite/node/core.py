@@ -100,9 +100,10 @@ class Claim:
 class Core:
     """Routes this node's requests, claims and read barriers to the leader; ``leader`` is what it does when it leads.
 
-    ``clock`` gives monotonic seconds, ``log_time`` the next entry's time in milliseconds; ``patience`` is the clock
-    of deadlines. ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told
-    of this node. ``room`` is false while apply lags so far behind that nothing new should enter the log.
+    ``clock`` gives monotonic seconds, ``log_time`` the next entry's time in milliseconds, ``wall`` the wall clock
+    that is noted in it; ``patience`` is the clock of deadlines. ``applied`` gives the newest log index that is
+    applied here, ``progress`` what the others are told of this node. ``room`` is false while apply lags so far behind
+    that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -123,6 +124,7 @@ class Core:
         room: Callable[[], bool] = lambda: True,
         patience: Callable[[], float] | None = None,
         staleness: Staleness | None = None,
+        wall: Callable[[], int] = lambda: 0,
     ) -> None:
         self._address = address
         self._raft = raft
@@ -151,6 +153,7 @@ class Core:
             patience=self._patience,
             log_time=log_time,
             room=room,
+            wall=wall,
         )
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None

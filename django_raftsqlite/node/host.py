@@ -150,6 +150,7 @@ class HostedNode:
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
             staleness=Staleness(lambda: self._applied.index),
+            wall=lambda: time.time_ns() // 1_000_000,
         )
         self._upkeep = Upkeep(
             config,

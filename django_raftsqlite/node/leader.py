@@ -42,6 +42,7 @@ class Leader:
         patience: Callable[[], float],
         log_time: Callable[[], int],
         room: Callable[[], bool],
+        wall: Callable[[], int] = lambda: 0,
     ) -> None:
         self._raft = raft
         self._answer = answer
@@ -49,6 +50,7 @@ class Leader:
         self._patience = patience
         self._log_time = log_time
         self._room = room
+        self._wall = wall
         self._in_flight: dict[int, list[bytes]] = {}
         self._time = 0
         self._sending: tuple[bytes, float, float] | None = None  # a lease, its transaction's first and latest part
@@ -130,7 +132,7 @@ class Leader:
             if not batch:
                 break
             self._time = max(self._time, self._log_time())
-            entry = encode_entry(Entry(self._time, tuple(write.item for write in batch), solo))
+            entry = encode_entry(Entry(self._time, tuple(write.item for write in batch), solo, self._wall()))
             place = self._raft.propose(entry)
             if place is None:
                 break  # no longer leading: the view will say so, and every node sends its own again
@@ -179,7 +181,7 @@ class Leader:
             self.pump()
             return
         deadline = self._patience() + message["budget"]
-        if kind in {ItemKind.OPEN_ORIGIN, ItemKind.VERIFY}:
+        if kind in {ItemKind.OPEN_ORIGIN, ItemKind.VERIFY, ItemKind.BEGIN_ARCHIVE}:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
             self.pump()
             return

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from ..sqlite.entry import ItemKind, RequestId
-from ..sqlite.parts import Encoded, Part, encode_part, encode_parted
-from .requests import Request
+from ..sqlite.parts import Part, encode_part
+from .requests import Encoded, Request
 
 IDLE = 1800.0
 """Seconds without a request after which a new origin is safer: the group may be about to forget the old one."""
@@ -65,12 +65,9 @@ class Origin:
 
         def fill(request: Request, low_water: int) -> None:
             encoded = encode(request.id, low_water)
-            if len(encoded.pieces) == 1:
-                (request.payload,) = encoded.pieces
-            else:
-                request.kind = ItemKind.PARTED_TRANSACTION
+            request.kind, request.payload = encoded.named(request.id, low_water)
+            if request.kind is not ItemKind.TRANSACTION:
                 request.pieces = encoded.pieces
-                request.payload = encode_parted(encoded.parted(request.id, low_water))
 
         return self._number(fill, solo=solo, lease=lease)
 

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
@@ -26,15 +27,16 @@ from ..sqlite import forking
 from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Statements, Status, Transaction
 from ..sqlite.errors import NodeFault, StatementError
-from ..sqlite.parts import Encoded, TransactionTooLarge, encode_pieces
+from ..sqlite.parts import TransactionTooLarge, encode_pieces
 from ..sqlite.readers import ReaderPool
+from ..sqlite.restoring import send_file
 from . import socketpath
 from .api import Backend, BackendSession, Moved, NodeConfig
 from .attached import AttachedNode
 from .host import HostedNode
 from .lock import FolderLock
 from .origin import Origin
-from .requests import OriginClosed, Request
+from .requests import Encoded, OriginClosed, Request
 from .server import AttachServer
 from .snapshots import SnapshotWatch
 from .staleness import ASK_AT, moment
@@ -169,6 +171,21 @@ class ProcessNode:
         deadline = time.monotonic() + timeout
         return self._ask(lambda backend, left: backend.reach(lineage, version, timeout=left), deadline)
 
+    def restore(self, path: Path, *, timeout: float, told: Callable[[int], object] = lambda _: None) -> bytes:
+        """Put the content of a file that :func:`~..sqlite.restoring.prepare` made in the place of the whole group's.
+
+        Returns when that is applied here: the lineage that began with it. Every part of the file may take ``timeout``
+        seconds; ``told`` hears how many bytes were sent. Until all are, nothing has changed. Raises Unavailable,
+        LeaseTimeout (surely not restored), OperationalError (not fit to be restored), CommitOutcomeUnknown, OSError.
+        """
+        lineage = os.urandom(16)
+        sent = send_file(path, lineage, told)
+        try:
+            self.settle(lambda _id, _low_water: sent, solo=True, deadline=time.monotonic() + timeout)
+        except StatementError as error:
+            raise OperationalError(f"nothing was restored: {error}") from error
+        return lineage
+
     def status(self) -> dict[str, Any]:
         """See Node; with the process ids that are attached."""
 
@@ -221,7 +238,8 @@ class ProcessNode:
     def settle(
         self, encode: Encode, *, solo: bool, deadline: float, session: BackendSession | None = None
     ) -> Outcome:
-        """Number a transaction and bring it to its outcome, which is DONE; ``session`` is the one that it commits.
+        """Number what was encoded and bring it to its outcome, which is DONE; ``session`` is the one that it
+        commits.
 
         Raises as Node.submit and WriteSession.commit say.
         """

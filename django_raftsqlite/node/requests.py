@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 from ..sqlite.entry import ItemKind, Outcome, RequestId
 from .latch import Latch
 
 Settlement = Outcome | Exception
+
+
+class Pieces(Protocol):
+    """What is sent in parts; one that was sent is replaced by nothing."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> bytes: ...
+
+    def __setitem__(self, number: int, data: bytes, /) -> None: ...
+
+
+class Encoded(Protocol):
+    """What a process sends, written down: a transaction, or a file that is to be restored."""
+
+    @property
+    def pieces(self) -> Pieces: ...
+
+    def named(self, request: RequestId, low_water: int) -> tuple[ItemKind, bytes]:
+        """The item that goes into the log when it was numbered; where that is no TRANSACTION, after the pieces."""
 
 
 class OriginClosed(Exception):
@@ -37,7 +58,7 @@ class Request:
     ) -> None:
         self.id = request
         self.kind = kind
-        self.pieces: list[bytes] = []
+        self.pieces: Pieces = list[bytes]()
         self.payload = payload
         self.solo = solo
         self.lease = lease

@@ -22,7 +22,7 @@ from ..sqlite.errors import StatementError
 from .api import LeaseLost, Moved
 from .requests import OriginClosed, Request
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_MESSAGE = (1024 + 1) * 1024 * 1024
 """Bytes. Holds the largest statement of the largest transaction that can be asked for."""
 SEND_TIMEOUT = 30.0

@@ -137,12 +137,15 @@ class ItemKind(enum.IntEnum):
     PARTED_TRANSACTION = 6
     EXPIRE_PARTS = 7
     VERIFY = 8
+    RESTORE = 9
+    BEGIN_ARCHIVE = 10
 
 
 class Item(NamedTuple):
     """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
     ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS; an encoded :class:`~.parts.Part` or
-    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; or 16 bytes that name a verification."""
+    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; 16 bytes that name a verification, or an
+    archive; or an encoded :class:`~.restoring.Restore`."""
 
     kind: ItemKind
     payload: bytes
@@ -150,11 +153,16 @@ class Item(NamedTuple):
 
 @dataclass(slots=True)
 class Entry:
-    """``time`` is the leader's log time in ms (never goes back)."""
+    """``time`` is the leader's log time in ms (never goes back).
+
+    ``clock`` is its wall clock, in ms since the Unix epoch: nothing depends on it but which moment somebody means who
+    wants the state of a moment back. 0 in entries of versions that did not tell.
+    """
 
     time: int
     items: tuple[Item, ...]
     solo: bool = False
+    clock: int = 0
 
 
 def encode_transaction(transaction: Transaction) -> bytes:
@@ -198,14 +206,14 @@ def decode_transaction(data: bytes) -> Transaction:
 
 def encode_entry(entry: Entry) -> bytes:
     """Encode an entry for the log."""
-    return _pack((entry.time, entry.solo, [tuple(item) for item in entry.items]))
+    return _pack((entry.time, entry.solo, [tuple(item) for item in entry.items], entry.clock))
 
 
 def decode_entry(data: bytes) -> Entry:
     """The inverse of :func:`encode_entry`; raises MalformedEntry."""
     try:
-        time, solo, items = _unpack(data)
-        return Entry(time, tuple(Item(ItemKind(kind), payload) for kind, payload in items), solo)
+        time, solo, items, *clock = _unpack(data)
+        return Entry(time, tuple(Item(ItemKind(kind), payload) for kind, payload in items), solo, *clock)
     except (TypeError, ValueError) as error:
         raise MalformedEntry(f"a log entry cannot be decoded: {error}") from error
 

@@ -13,12 +13,14 @@ from .tables import Origin, load_outcome
 class Ledger:
     """Origins and outcomes while one entry is applied: what is committed, and above it what the entry changes.
 
+    ``connection`` is where they are: the database, unless the entry puts another file in its place.
+
     Nothing is written before :meth:`save`, which the machine calls in the entry's SQLite transaction; a ledger whose
     entry is rolled back is thrown away.
     """
 
     def __init__(self, connection: apsw.Connection, committed: dict[bytes, Origin]) -> None:
-        self._connection = connection
+        self.connection = connection
         self._committed = committed
         self._changed: dict[bytes, Origin | None] = {}
         self._opened_anew: set[bytes] = set()
@@ -38,7 +40,7 @@ class Ledger:
         origin = self.origin(request.origin)
         if origin is None or request.sequence > origin.highest or request.origin in self._opened_anew:
             return None
-        return load_outcome(self._connection, request)
+        return load_outcome(self.connection, request)
 
     def open(self, origin: bytes, version: int, time: int) -> None:
         """Open an origin; one that is open stays as it is."""
@@ -80,7 +82,7 @@ class Ledger:
 
     def save(self) -> None:
         """Write all of it."""
-        execute, executemany = self._connection.execute, self._connection.executemany
+        execute, executemany = self.connection.execute, self.connection.executemany
         for name, origin in self._changed.items():
             before = self._committed.get(name)
             if before is not None and (origin is None or name in self._opened_anew):

@@ -44,12 +44,27 @@ from .errors import ForeignWrite, MalformedEntry, NodeFault
 from .functions import Registrar
 from .ledger import Ledger
 from .parts import Incomplete, Part, Parted, PartTable, decode_part, decode_parted
-from .tables import State, create, load_origins, load_outcome, load_parted, load_state, save_state
+from .restoring import Restore, decode_restore, give_state, put_together, unfit
+from .tables import (
+    Archive,
+    State,
+    create,
+    load_archive,
+    load_origins,
+    load_outcome,
+    load_parted,
+    load_state,
+    save_archive,
+    save_state,
+)
 from .transactions import Decision, Runner, TransactionLost, fault, verbs
 from .wal import begun_anew, sync
 
 LARGEST_KEPT = 64 * 1024
 """Bytes of an encoded outcome that are kept with its rows; a larger one is kept without them."""
+
+
+NOT_ALONE = "a restore must be alone in its entry"
 
 
 @dataclass(slots=True)
@@ -60,6 +75,7 @@ class _Draft:
     ledger: Ledger
     parts: PartTable
     solo: bool
+    archive: Archive | None
     verifications: list[bytes] = field(default_factory=list)
 
     def record(self, decision: Decision, request: RequestId) -> None:
@@ -114,6 +130,7 @@ class StateMachine:
         self._state = load_state(self._connection)
         self._origins = load_origins(self._connection)
         self._parted = load_parted(self._connection)
+        self._archive = load_archive(self._connection)
 
     def pin(self) -> Connection:
         """A reader of the present state, whatever is applied later; for :func:`~.content.hash_content`."""
@@ -148,6 +165,11 @@ class StateMachine:
     def digest(self) -> bytes:
         """32 bytes over all that was decided so far; equal on all nodes at equal ``applied_index``."""
         return self._state.digest
+
+    @property
+    def archive(self) -> Archive | None:
+        """The archive of the group's log, if it was begun; any thread."""
+        return self._archive
 
     @property
     def parted(self) -> int:
@@ -237,10 +259,14 @@ class StateMachine:
             self._take_over(copy, go_on)
         finally:
             self._load()
+        self._taken_over()
+        self.sync()
+
+    def _taken_over(self) -> None:
+        self._load()
         self._runner.forget_all()
         self._note_files()
         self._data_version = self._read_data_version()
-        self.sync()
 
     def replace(self, copy: Path, go_on: Callable[[], object]) -> None:
         """Put another node's copy in the place of the file, whatever has become of that, and have it on the disk.
@@ -362,6 +388,12 @@ class StateMachine:
         wanted = [_wanted(item) for item in entry.items]
         self._check_files()
         draft = self._draft(index, term, entry)
+        if entry.solo and isinstance(wanted[0], Restore) and self._settled(draft, wanted[0].request) is None:
+            refused = self._restore(draft, wanted[0])
+            if refused is None:
+                return [(wanted[0].request, Outcome(Status.DONE))]
+            forced[0] = refused
+        draft = self._draft(index, term, entry)
         alone = self._alone(draft, wanted[0]) if entry.solo else None
         # VACUUM cannot run in a transaction. It may run twice when this process dies before the commit below, which
         # changes nothing the second time.
@@ -391,18 +423,56 @@ class StateMachine:
         self._drop_parts(draft)
         draft.ledger.save()
         save_state(self._connection, draft.state)
+        if draft.archive is not None and draft.archive != self._archive:
+            save_archive(self._connection, draft.archive)
         runner.commit()
         self._note_files()
         self._state = draft.state
         self.verifications = draft.verifications
         self._origins = draft.ledger.merged()
         self._parted = draft.parts.held
+        self._archive = draft.archive
         return answers
+
+    def _restore(self, draft: _Draft, restore: Restore) -> Decision | None:
+        """Take over the content of the file that was sent in parts, in one SQLite transaction; or why not, which is
+        the same on all nodes.
+        """
+        self._runner.statement = "a restore"
+        staged = self._path.with_name(f"{self._path.name}-restore")
+        state, ledger, request = draft.state, draft.ledger, restore.request
+        try:
+            put_together(draft.parts.content(restore.parted), staged, self._mode)
+            problem = unfit(staged, self._layout)
+            if problem is not None:
+                return Decision(Outcome(Status.ERROR, code=apsw.SQLITE_NOTADB, message=problem))
+            state.lineage, state.last = restore.lineage, request.to_bytes()
+            state.version += 1
+            decision = Decision(Outcome(Status.DONE), changed=True, changes=restore.parted.sha256 + restore.lineage)
+            draft.record(decision, request)
+
+            def save(connection: apsw.Connection) -> None:
+                ledger.connection = connection
+                ledger.heard_of(request, restore.low_water, state.version, state.time)
+                ledger.keep(request, encode_outcome(decision.outcome), state.version)
+                ledger.save()
+                save_state(connection, state)
+
+            give_state(staged, self._connection, save)
+            self._check_before()
+            self._take_over(staged, lambda: None)
+        except Incomplete as incomplete:
+            return Decision(Outcome(Status.INCOMPLETE, message=str(incomplete)))
+        finally:
+            staged.unlink(missing_ok=True)
+        self._taken_over()
+        self.verifications = []
+        return None
 
     def _draft(self, index: int, term: int, entry: Entry) -> _Draft:
         state = replace(self._state, applied_index=index, applied_term=term, time=max(self._state.time, entry.time))
         ledger = Ledger(self._connection, self._origins)
-        return _Draft(state, ledger, PartTable(self._connection, self._parted), entry.solo)
+        return _Draft(state, ledger, PartTable(self._connection, self._parted), entry.solo, self._archive)
 
     def _alone(self, draft: _Draft, asked: _Asked | None) -> Transaction | None:
         """The transaction of a solo entry, which says how the SQLite transaction around it begins."""
@@ -426,7 +496,7 @@ class StateMachine:
     def _decide(
         self,
         draft: _Draft,
-        asked: Transaction | Parted,
+        asked: Transaction | Parted | Restore,
         forced: Decision | None,
         position: int,
         *,
@@ -434,10 +504,12 @@ class StateMachine:
     ) -> Outcome:
         request, state = asked.request, draft.state
         draft.ledger.heard_of(request, asked.low_water, state.version, state.time)
-        parted = isinstance(asked, Parted)
+        parted = not isinstance(asked, Transaction)
         try:
             transaction = draft.parts.transaction(asked) if isinstance(asked, Parted) else asked
-            if transaction.base is not None and transaction.base != state.base:
+            if isinstance(transaction, Restore):
+                decision = forced or Decision(Outcome(Status.ERROR, code=apsw.SQLITE_MISUSE, message=NOT_ALONE))
+            elif transaction.base is not None and transaction.base != state.base:
                 decision = Decision(Outcome(Status.CONFLICT, message="the state it was based on is gone"))
             else:
                 decision = forced or self._runner.run(position, transaction, solo=draft.solo, suspected=suspected)
@@ -528,7 +600,7 @@ class StateMachine:
             self._files = self._identify_files()
 
 
-_Asked = Transaction | Parted | Part
+_Asked = Transaction | Parted | Part | Restore
 
 
 def _wanted(item: Item) -> _Asked | None:
@@ -539,6 +611,8 @@ def _wanted(item: Item) -> _Asked | None:
         return decode_parted(item.payload)
     if item.kind is ItemKind.PART:
         return decode_part(item.payload)
+    if item.kind is ItemKind.RESTORE:
+        return decode_restore(item.payload)
     return None
 
 
@@ -552,6 +626,8 @@ def _apply_upkeep(draft: _Draft, item: Item) -> None:
         ledger.close(item.payload)
     elif item.kind is ItemKind.VERIFY:
         draft.verifications.append(item.payload)
+    elif item.kind is ItemKind.BEGIN_ARCHIVE:
+        draft.archive = draft.archive or Archive(item.payload, state.applied_index)
     else:
         try:
             *versions, milliseconds = msgpack.unpackb(item.payload)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import apsw
 import msgpack
 
-from .entry import RequestId, Statement, Transaction, make_transaction, transaction_head
+from .entry import ItemKind, RequestId, Statement, Transaction, make_transaction, transaction_head
 from .errors import MalformedEntry, NodeFault
 from .text import traits
 
@@ -68,6 +68,12 @@ class Encoded:
     pieces: list[bytes]
     size: int
     sha256: bytes
+
+    def named(self, request: RequestId, low_water: int) -> tuple[ItemKind, bytes]:
+        """The item to be sent, behind the pieces if there are several."""
+        if len(self.pieces) == 1:
+            return ItemKind.TRANSACTION, self.pieces[0]
+        return ItemKind.PARTED_TRANSACTION, encode_parted(self.parted(request, low_water))
 
     def parted(self, request: RequestId, low_water: int) -> Parted:
         """The item that names all parts."""
@@ -251,6 +257,10 @@ class PartTable:
         if transaction.request != parted.request:
             raise Incomplete("its parts are those of another transaction")
         return transaction
+
+    def content(self, parted: Parted) -> Iterator[bytes]:
+        """The parts, one after the other. Raises Incomplete, also behind the last one."""
+        return self._verified(parted)
 
     def _verified(self, parted: Parted) -> Iterator[bytes]:
         """The parts, which this node must have kept as they were; raises Incomplete behind the last one."""

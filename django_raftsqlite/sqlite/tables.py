@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -48,6 +48,10 @@ CREATE TABLE IF NOT EXISTS _raftsqlite_part(
     data BLOB NOT NULL,
     PRIMARY KEY (origin, sequence, number)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _raftsqlite_meta(
+    key TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 
 
@@ -70,6 +74,14 @@ class State:
     @property
     def base(self) -> Base:
         return Base(self.lineage, self.version, self.last)
+
+
+class Archive(NamedTuple):
+    """The archive of this group's log: 16 bytes that name it, and the index of the entry that began it, behind which
+    it holds all entries. The log of another group, or one that was begun anew, has another archive."""
+
+    name: bytes
+    begun: int
 
 
 @dataclass(slots=True)
@@ -141,6 +153,18 @@ def load_origins(connection: apsw.Connection) -> dict[bytes, Origin]:
         " (SELECT max(sequence) FROM _raftsqlite_outcome p WHERE p.origin = o.origin) FROM _raftsqlite_origin o"
     )
     return {origin: Origin(low, version, time, highest or 0) for origin, low, version, time, highest in rows}
+
+
+def load_archive(connection: apsw.Connection) -> Archive | None:
+    """The archive of the group's log, if it was begun."""
+    rows: Any = connection.execute("SELECT value FROM _raftsqlite_meta WHERE key = 'archive'").fetchall()
+    return Archive(rows[0][0][:16], int.from_bytes(rows[0][0][16:], "big")) if rows else None
+
+
+def save_archive(connection: apsw.Connection, archive: Archive) -> None:
+    """Write it, within the caller's transaction."""
+    value = archive.name + archive.begun.to_bytes(8, "big")
+    connection.execute("INSERT OR REPLACE INTO _raftsqlite_meta VALUES ('archive', ?)", (value,))
 
 
 def load_parted(connection: apsw.Connection) -> dict[RequestId, int]:
