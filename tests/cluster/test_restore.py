@@ -121,9 +121,7 @@ def test_an_author_that_gives_up_on_the_way_has_changed_nothing(trio: Group, pre
         eventually(lambda node=node: node.status()["parted"] == 0, "the parts are gone")
 
 
-def test_a_transaction_that_was_open_is_a_conflict_even_where_all_looks_the_same(
-    trio: Group, prepared: Path
-) -> None:
+def test_a_transaction_that_was_open_is_a_conflict_even_where_all_looks_the_same(trio: Group, prepared: Path) -> None:
     """What was decided on the former content must not be written onto another."""
     node = trio.nodes[trio.follower()]
     with contextlib.closing(dbapi.connect(node.config, node=node)) as connection:
