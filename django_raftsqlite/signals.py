@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from django.db import connections
 from django.dispatch import Signal
 
+from .backups.manifest import Manifest
 from .node.suspicion import Difference
 
 divergence_detected = Signal()
@@ -41,3 +42,23 @@ class Sender:
             )
         finally:
             connections.close_all()
+
+
+backup_finished = Signal()
+"""Sent when `manage.py raft backup` has taken a backup, or has failed to, by the process that did.
+
+``sender`` is the class DatabaseWrapper. Arguments: ``using`` (the alias), ``node`` (the address of the node),
+``place`` (str: where to), ``manifest`` (a :class:`~.backups.manifest.Manifest`, or None where it failed), ``seconds``
+(float), ``error`` (the exception, or None). What a receiver raises is logged, and changes nothing.
+"""
+
+
+def send_backup_finished(
+    using: str, *, node: str, place: str, manifest: Manifest | None, seconds: float, error: Exception | None
+) -> None:
+    """Send the signal."""
+    from .base import DatabaseWrapper  # noqa: PLC0415 - which reads the settings that this is made from
+
+    backup_finished.send_robust(
+        DatabaseWrapper, using=using, node=node, place=place, manifest=manifest, seconds=seconds, error=error
+    )

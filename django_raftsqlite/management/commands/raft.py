@@ -1,4 +1,4 @@
-"""``manage.py raft status``, ``manage.py raft verify`` and ``manage.py raft node``."""
+"""``manage.py raft``: status, verify, node; backup, backups, restore, load."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 
 from django_raftsqlite.configuration import Configuration, configure
 from django_raftsqlite.exceptions import HostLost, OperationalError
+from django_raftsqlite.management.backup_verbs import BackupVerbs, add_verbs
 from django_raftsqlite.management.status import has_leader, render
 from django_raftsqlite.management.systemd import notify
 from django_raftsqlite.management.verification import outcome_of
@@ -52,7 +53,7 @@ class Command(BaseCommand):
             "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long to wait; default: 600"
         )
         node = verbs.add_parser("node", help="host the node without serving pages, until SIGTERM or SIGINT")
-        for verb in (status, verify, node):
+        for verb in (status, verify, node, *add_verbs(verbs)):
             verb.add_argument(
                 "--database", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help=f"default: {DEFAULT_DB_ALIAS}"
             )
@@ -66,8 +67,10 @@ class Command(BaseCommand):
             self.show_status(database, configuration.node, options["format"])
         elif verb == "verify":
             self.verify(configuration.node, options["format"], options["timeout"])
-        else:
+        elif verb == "node":
             self.host_node(configuration.node)
+        else:
+            BackupVerbs(self, database, configuration.node, options).run(verb)
 
     def show_status(self, alias: str, config: NodeConfig, form: str) -> None:
         """Ask the process that hosts the node; this one never does. Exits with 1 without a leader in reach."""
