@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from contextlib import suppress
 from pathlib import Path
+
+from ..sqlite import wal
+
+logger = logging.getLogger("django_raftsqlite.node")
 
 NAME = "stopped.json"
 
@@ -26,8 +32,23 @@ def take(database: Path) -> Fingerprint:
 
 
 def keep(database: Path, folder: Path) -> None:
-    """Remember how a clean stop left the file; after the last connection of the node was closed."""
-    (folder / NAME).write_text(json.dumps(take(database)))
+    """Remember how a clean stop left the file; after the last connection of the node was closed.
+
+    Only what a power failure cannot change any more is remembered: else it would look like another program's doing,
+    on all nodes at once where they lose their power together. Never raises; what cannot be synced is not remembered.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            wal.sync(database.with_name(f"{database.name}-wal"))  # other processes' readers may have kept it
+        wal.sync_folder(database.parent)
+        with (folder / NAME).open("w") as file:
+            json.dump(take(database), file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        logger.warning("what is done to %s while its node is stopped will not be found", database, exc_info=True)
+        with suppress(OSError):
+            forget(folder)
 
 
 def changed(database: Path, folder: Path) -> str | None:

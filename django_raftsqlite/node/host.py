@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-import apsw
-
-from ..exceptions import Error, HostLost, OperationalError, Unavailable
-from ..raft.config import RaftConfig, RaftView
+from ..exceptions import OperationalError
+from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
-from ..sqlite import forking
 from ..sqlite.connections import Snapshot
-from ..sqlite.entry import ItemKind, Outcome, Status
-from ..sqlite.machine import StateMachine
+from ..sqlite.entry import Outcome
 from ..sqlite.scratch import Scratch
 from . import fingerprint
-from .api import LeaseLost, NodeConfig
-from .applier import Applier, Applying, Outcomes
-from .catchup import Behind, take_turn
-from .core import Core, Opening, Refused
+from .api import NodeConfig
+from .applier import Applier
+from .busy import Busy
+from .calls import Calls
+from .core import Core
 from .divergence import PREFIX as DIVERGENCE
 from .divergence import Divergence
 from .facts import handshake_facts
@@ -35,14 +31,14 @@ from .lock import FolderLock
 from .logtime import LogTime
 from .messages import Message
 from .patience import Patience
-from .requests import Attempt, OriginClosed, Request, Requests
+from .report import Report
+from .requests import Request, Requests
 from .session import LocalSession
-from .staleness import ASK_AT, Staleness
-from .suspicion import Difference, Mark
-from .suspicion import unavailable as suspect_node
-from .turns import Lost, Turn, Turns
+from .staleness import Staleness
+from .startup import open_machine, raft_config
+from .trust import Trust
+from .turns import Turns
 from .upkeep import PREFIX, Upkeep
-from .verdicts import locked, of_refusal, unavailable, unknown
 from .verification import PREFIX as VERIFIED
 from .verification import Verification
 
@@ -51,14 +47,7 @@ logger = logging.getLogger("django_raftsqlite.node")
 TICK = 0.05
 EXPIRE_EVERY = 60.0
 ORIGINS_KEPT = 64
-APPLY_GRACE = 0.05  # how long a version that was seen elsewhere is waited for before the leader is asked
-ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
 STOP_TIMEOUT = 5.0
-STOPPED = -1
-OBSERVER_TIMEOUT = 2.0
-RESYNCS = 3
-"""How often a node replaces its content within RESYNCS_WITHIN seconds: more would not help."""
-RESYNCS_WITHIN = 3600.0
 
 
 class HostedNode:
@@ -66,15 +55,15 @@ class HostedNode:
 
     Threads: the *loop* thread (the driver's) runs consensus and :class:`Core`; the *apply* thread is the only one
     that changes the database, and settles the requests of this process and of those that are attached; callers'
-    threads run their own statements on scratch, through the lane, and wait for the two others with a deadline. SQL
-    never runs on the loop.
+    threads run their own statements on scratch, through the lane, and wait for the two others with a deadline
+    (:class:`Calls`). SQL never runs on the loop.
 
     A failed node is a state, not an exit: ``failed`` has the reason, local reads go on, writes raise
     :class:`Unavailable`, the lock is kept.
 
     A suspect node (``suspect`` has the reason) is one whose database file is not to be relied on: it serves neither
     reads nor writes, applies nothing and leaves leading to others, but goes on storing the log, acknowledging and
-    voting, so that the group does not lose a member. That is written down (:class:`~.suspicion.Mark`), and ends when
+    voting, so that the group does not lose a member. That is written down (:class:`Trust`), and ends when
     the file is replaced by a sound member's.
     """
 
@@ -83,28 +72,25 @@ class HostedNode:
     ) -> None:
         """``oldest_snapshot`` tells what is read since longest by this process."""
         self.config = config
-        self._oldest_snapshot = oldest_snapshot
         self.failed: str | None = None
         self._lock = lock
         self._closing = False
-        self._mark = Mark(config.folder)
-        self._suspicion = threading.Lock()
-        self._observing: list[threading.Thread] = []
-        self._resynced: list[float] = []
-        self.suspect: str | None = None
-        suspect = self._mark.reason or self._touched()
-        machine, suspect = self._open_machine(suspect)
-        if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables() and not suspect:
-            machine.close()
-            raise OperationalError(
-                f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
-                "would not have them. Begin the group with no file there, and load the data into it with loaddata"
-            )
+        self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
+        self._committed: list[tuple[int, int, bytes]] = []  # which apply is yet to be given
+        self._expired = time.monotonic()
+        # The parts call each other once all of them are there: hence the lambdas.
+        self._trust = Trust(
+            config,
+            stop_applying=lambda: self._applier.halt(),  # noqa: PLW0108
+            announce=self._on_suspect,
+            failed=self._fail,
+        )
+        machine, suspect = open_machine(config, self._trust.noted)
         self._turns = Turns(
             ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
             give_back=lambda claim: self._driver.call(self._core.release, claim),
             defer=lambda claim, index: self._driver.call(self._core.defer, claim, index),
-            interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108 - there is no lane yet
+            interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108
         )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
@@ -113,7 +99,7 @@ class HostedNode:
             name=config.name.name,
             wal_limit=config.wal_limit,
             oldest=oldest_snapshot,
-            settled=self._on_outcomes,
+            settled=lambda outcomes: self._calls.settle(outcomes),  # noqa: PLW0108
             failed=self._fail,
             distrusted=self._distrust,
             verify=self._on_verify,
@@ -121,12 +107,9 @@ class HostedNode:
         )
         self._applied = self._applier.applied
         self._patience = Patience(config.apply_timeout)
-        self._requests = Requests()
-        self._committed: list[tuple[int, int, bytes]] = []  # which apply is yet to be given
-        self._opening: set[bytes] = set()
-        self._opening_mutex = threading.Lock()
+        requests = Requests()
         self._driver = RaftDriver(
-            self._raft_config(),
+            raft_config(config),
             applied=None if suspect is not None else machine.applied_index,
             applied_term=machine.applied_term,
             on_commit=self._on_commit,
@@ -140,17 +123,31 @@ class HostedNode:
         self._core = Core(
             config.address,
             self._driver,
-            self._requests,
+            requests,
             self._turns,
             lease_timeout=config.lease_timeout,
             clock=time.monotonic,
             log_time=LogTime(lambda: machine.time).now,
-            progress=self._progress,
+            progress=lambda: self._report.progress(),  # noqa: PLW0108
             applied=lambda: self._applied.index,
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
             staleness=Staleness(lambda: self._applied.index),
             wall=lambda: time.time_ns() // 1_000_000,
+        )
+        self._busy = Busy(self._applier, self._core, last_index=lambda: self._view.last_index)
+        self._calls = Calls(
+            config,
+            self._driver,
+            self._core,
+            self._applier,
+            requests=requests,
+            turns=self._turns,
+            lane=self._lane,
+            patience=self._patience,
+            trust=self._trust,
+            busy=self._busy,
+            view=lambda: self._view,
         )
         self._upkeep = Upkeep(
             config,
@@ -168,9 +165,8 @@ class HostedNode:
             self._applier.digests,
             send=self._driver.send,
             accused=self._distrust,
-            undecided=self._undecided,
+            undecided=self._trust.undecided,
         )
-        self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._verification = Verification(
             config.address,
             len(config.peers),
@@ -180,7 +176,20 @@ class HostedNode:
             pin=self._applier.pin,
             accused=self._distrust,
         )
-        self._expired = time.monotonic()
+        self._report = Report(
+            config,
+            self._driver,
+            self._core,
+            self._applier,
+            turns=self._turns,
+            upkeep=self._upkeep,
+            trust=self._trust,
+            divergence=self._divergence,
+            verification=self._verification,
+            busy=self._busy,
+            failed=lambda: self.failed,
+            oldest_snapshot=oldest_snapshot,
+        )
         if suspect is not None:
             self._distrust(suspect)
         if config.durable and len(config.peers) > 1:
@@ -203,32 +212,6 @@ class HostedNode:
         self._upkeep.start()
         self._driver.call(self._tick)
 
-    def _open_machine(self, suspect: str | None) -> tuple[StateMachine, str | None]:
-        """The file's state machine, and why it is not to be relied on, if so; ``suspect`` is what is known of
-        that.
-        """
-        config = self.config
-
-        def make() -> StateMachine:
-            return StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
-
-        try:
-            return make(), suspect
-        except (apsw.CorruptError, apsw.NotADBError) as error:
-            if len(config.peers) == 1:
-                raise
-            aside = fingerprint.set_aside(config.name)
-            return make(), f"SQLite could not use its database file, which lies at {aside} now: {error}"
-
-    def _touched(self) -> str | None:
-        """What was done to the file while the node was stopped, which the other nodes' files lack."""
-        config = self.config
-        change = fingerprint.changed(config.name, config.folder)
-        if change is not None and len(config.peers) == 1:
-            logger.warning("node %s: %s; there is no other node to differ from", config.address, change)
-            return None
-        return change
-
     # The Backend protocol -----------------------------------------------------------------------------------
 
     @property
@@ -236,47 +219,22 @@ class HostedNode:
         """See Backend: a node that is hosted here is not lost, even when it failed."""
         return False
 
+    @property
+    def suspect(self) -> str | None:
+        """Why the node is suspect, None while it is not."""
+        return self._trust.suspect
+
     def open_origin(self, origin: bytes, *, timeout: float) -> None:
         """See Backend."""
-        opening = Opening(origin, self._patience.now() + timeout)
-        self._driver.call(self._open_origin, opening)
-        answer = opening.wait(self._patience.until(opening.deadline + ANSWER_GRACE))
-        if isinstance(answer, Refused):
-            raise self._refused(answer)
-        if answer is None:
-            raise self._unavailable("this process could not be made known to the group")
+        self._calls.open_origin(origin, timeout=timeout)
 
     def close_origin(self, origin: bytes) -> None:
         """See Backend."""
-        self._driver.call(self._core.close_origin, origin)
+        self._calls.close_origin(origin)
 
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
-        return self._execute(request, timeout=timeout, sent=lambda: None)
-
-    def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
-        attempt = Attempt(request, self._patience.now() + timeout)
-        self._requests.add(attempt)
-        try:
-            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
-            sent()
-            settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
-        finally:
-            attempt.give_up()
-            self._requests.forget(attempt)
-            request.sent = attempt.sent > 0
-        if isinstance(settlement, Outcome):
-            if settlement.status is Status.REFUSED and attempt.sent == 1:
-                raise OriginClosed
-            return settlement
-        if isinstance(settlement, Refused):
-            if settlement.reason == "stopped":
-                raise HostLost(str(settlement))
-            if attempt.sent == 0 or settlement.reason not in {"failed", "suspect"}:
-                raise self._refused(settlement)
-        if settlement is None and attempt.sent == 0:
-            raise self._unavailable("the write was not sent")
-        raise unknown(settlement or "no answer in time", self._busy())
+        return self._calls.execute(request, timeout=timeout)
 
     def begin(self, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False) -> LocalSession:
         """See Backend."""
@@ -286,116 +244,28 @@ class HostedNode:
         self, pid: int, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
     ) -> LocalSession:
         """:meth:`begin` on behalf of an attached process."""
-        left = self._patience.until(self._patience.now() + timeout)
-        turn = Turn(f"node {self.config.address}, process {pid}", reason, nowait=nowait)
-        try:
-            granted = take_turn(self._turns, turn, self._applied, left)
-            if granted is None:
-                raise self._not_granted(turn)
-            if isinstance(granted, Lost):
-                raise self._refused(granted)
-            return LocalSession(
-                self._lane, self._turns, turn, pragmas, execute=self._execute, left=self._left_for_scratch
-            )
-        except Behind:
-            self._turns.leave(turn)
-            raise self._unavailable(f"this node has not applied the newest writes within {timeout:g} s") from None
-        except BaseException:
-            self._lane.leave(turn)
-            self._turns.leave(turn)  # it may still be waiting, when a signal ended that
-            raise
-
-    def _left_for_scratch(self) -> Callable[[], float]:
-        return self._patience.until(self._patience.now() + self.config.timeout)
-
-    def _not_granted(self, turn: Turn) -> Error:
-        holder = self._turns.leave(turn)
-        view = self._view
-        reachable = view.leader == self.config.address or view.leader in view.connected
-        if holder is None or not reachable:
-            return self._unavailable("the write lease was not granted")
-        return locked(holder, self._busy())
+        return self._calls.begin(pid, pragmas, reason=reason, timeout=timeout, nowait=nowait)
 
     def read_barrier(self, *, timeout: float) -> None:
         """See Backend."""
-        if self.failed is not None:
-            raise self._unavailable("the leader was not asked")
-        if self.suspect is not None:
-            raise suspect_node(self.suspect)
-        deadline = self._patience.now() + timeout
-        answer: Latch[int] = Latch()
-
-        def done(index: int | None) -> None:
-            answer.set(STOPPED if index is None else index)
-
-        self._driver.call(self._core.barrier, done)
-        index = answer.wait(self._patience.until(deadline))
-        if index == STOPPED:
-            raise HostLost(f"process {os.getpid()} no longer hosts this node")
-        if index is None:
-            self._driver.call(self._core.abandon_barrier, done)
-            raise self._unavailable("the leader did not confirm a read")
-        if not self._applied.wait(index, self._patience.until(deadline)):
-            raise self._unavailable(
-                f"this node has not applied up to log index {index} within {timeout:g} s; it is at "
-                f"{self._applied.index}"
-            )
+        self._calls.read_barrier(timeout=timeout)
 
     def staleness(self, limit: float, *, timeout: float) -> float:
         """See Backend."""
-        age = self._core.staleness.age()
-        if age > limit:
-            self.read_barrier(timeout=timeout)
-            return 0.0
-        if age > limit * ASK_AT:  # so that, as long as the leader answers, no reader waits
-            self._driver.call(self._core.refresh)
-        return age
+        return self._calls.staleness(limit, timeout=timeout)
 
     def reach(self, lineage: bytes, version: int, *, timeout: float) -> bool:
         """See Backend."""
-
-        def reached() -> bool:
-            base = self._applier.state.base
-            return base.lineage == lineage and base.version >= version
-
-        deadline = self._patience.now() + timeout
-        left = self._patience.until(deadline)
-        grace = time.monotonic() + APPLY_GRACE
-        if self._applied.wait_for(reached, lambda: min(left(), grace - time.monotonic())):
-            return True
-        try:
-            # What is not there when all that is committed anywhere is there belongs to another history.
-            self.read_barrier(timeout=max(left(), 0.0))
-        except Unavailable as error:
-            if reached():
-                return True
-            raise Unavailable(
-                f"this node does not have what was seen elsewhere (version {version}; it is at "
-                f"{self._applier.state.base.version}): {error}",
-                error.reason,
-            ) from error
-        return reached()
+        return self._calls.reach(lineage, version, timeout=timeout)
 
     def verify(self, *, timeout: float) -> str:
         """See Backend."""
-        verification = os.urandom(16)
-        opening = Opening(verification, self._patience.now() + timeout, ItemKind.VERIFY)
-        self._driver.call(self._core.open_origin, opening)
-        answer = opening.wait(self._patience.until(opening.deadline + ANSWER_GRACE))
-        if isinstance(answer, Refused):
-            raise self._refused(answer)
-        if answer is None:
-            raise self._unavailable("the verification was not ordered")
-        return verification.hex()
-
-    def _on_verify(self, verification: bytes, index: int) -> None:
-        self._verification.begin(verification, index)
-        self._driver.call(self._core.origin_opened, verification)
+        return self._calls.verify(timeout=timeout)
 
     def status(self) -> dict[str, Any]:
         """See Backend."""
         answer: Latch[dict[str, Any]] = Latch()
-        self._driver.call(lambda: answer.set(self._status()))
+        self._driver.call(lambda: answer.set(self._report.status()))
         status = answer.wait(self.config.timeout)
         if status is None:
             raise OperationalError(
@@ -415,34 +285,10 @@ class HostedNode:
         self._lane.close()
         self._applier.close()
         self._verification.close()
-        for thread in self._observing:
-            thread.join(OBSERVER_TIMEOUT)
+        self._trust.close()
         if self.failed is None and self.suspect is None and self.config.durable:
             fingerprint.keep(self.config.name, self.config.folder)
         self._lock.release()
-
-    def _refused(self, refused: Refused | Lost) -> Error | LeaseLost:
-        return of_refusal(refused, self._view, len(self.config.peers), self._busy())
-
-    def _unavailable(self, what: str) -> Unavailable:
-        return unavailable(what, self._view, len(self.config.peers), self._busy())
-
-    # What takes long ----------------------------------------------------------------------------------------
-
-    def _busy_here(self) -> Applying | None:
-        """What keeps others waiting and is going on on this node."""
-        applying = self._applier.applying()
-        if applying is None and (sending := self._core.leader.long_commit()) is not None:
-            seconds, who = sending
-            applying = Applying(self._view.last_index, seconds, f"a large transaction of {who}")
-        return applying
-
-    def _busy(self) -> Applying | None:
-        """What a write of this node waits for: here, or on the leader. Any thread."""
-        here = self._busy_here()
-        if here is None and (told := self._core.told_by_leader("applying")) is not None:
-            here = Applying(**told)
-        return here
 
     # The loop thread ----------------------------------------------------------------------------------------
 
@@ -466,11 +312,6 @@ class HostedNode:
         else:
             self._core.on_message(peer, message)
 
-    def _open_origin(self, opening: Opening) -> None:
-        with self._opening_mutex:
-            self._opening.add(opening.origin)
-        self._core.open_origin(opening)
-
     def _on_view(self, view: RaftView) -> None:
         if view.role == "failed":
             self._fail(view.reason or "the Raft log failed")
@@ -478,10 +319,20 @@ class HostedNode:
             self._view = view
         self._core.on_view(view)
 
+    def _on_installed(self, resync: bool) -> None:
+        """The file holds another node's state."""
+        if resync:
+            self._trust.restored()
+            self._verification.forget()
+            self._core.trust()
+        elif self.suspect is not None:  # it became so meanwhile
+            self._driver.halt()
+        self._core.ask_again()
+
     def _tick(self) -> None:
         if self._closing:
             return
-        self._patience.tick(busy=self._busy() is not None)
+        self._patience.tick(busy=self._busy.anywhere() is not None)
         self._driver.prefer(self._core.willing())
         self._core.tick()
         self._upkeep.tick()
@@ -508,99 +359,13 @@ class HostedNode:
             turn, f"it was idle for {now - turn.used:.1f} s while others waited for the write lease"
         )
 
-    def _status(self) -> dict[str, Any]:
-        view = self._driver.view
-        state = self._applier.state
-        return {
-            "node": self.config.address,
-            "name": str(self.config.name),
-            "role": "failed" if self.failed else view.role,
-            "reason": self.failed or view.reason,
-            "suspect": self.suspect,
-            "differs": self._divergence.differs,
-            "leader": view.leader,
-            "leader_reachable": view.leader == self.config.address or view.leader in view.connected,
-            "term": view.term,
-            "commit_index": view.commit_index,
-            "last_index": view.last_index,
-            "applied_index": self._applied.index,
-            "version": state.base.version,
-            "lineage": state.base.lineage.hex(),
-            "digest": state.digest.hex(),
-            "applying": _plain(self._busy_here()),
-            "wal_bytes": self._applier.wal_bytes,
-            "oldest_snapshot": self._snapshot_age(),
-            "members": [self._member(address, view) for address in self.config.peers],
-            "host": {"pid": os.getpid(), "reluctant": self.config.reluctant},
-            "lease": self._at_work(),
-            "waiting": len(self._core.leader.sequencer) + len(self._turns),
-            **state.counts,
-            **self._upkeep.status(view),
-        }
-
-    def _snapshot_age(self) -> float | None:
-        """Seconds since the oldest state was current that this process still reads."""
-        oldest = self._oldest_snapshot()
-        return None if oldest is None else round(time.monotonic() - oldest.since, 3)
-
-    def _at_work(self) -> str | None:
-        """The transaction that has its turn, as far as this node knows; the leader's word is half a second old."""
-        holder = self._core.leader.sequencer.holder
-        if self._turns.holder is not None or holder is None or holder.source == self.config.address:
-            return self._turns.who()
-        told: str | None = self._core.peers.get(holder.source, {}).get("turn")
-        return told
-
-    def _member(self, address: str, view: RaftView) -> dict[str, Any]:
-        """A member as this node knows it; its own words about itself are up to half a second old."""
-        own = address == self.config.address
-        told = {**self._progress(), "heard": time.monotonic()} if own else self._core.peers.get(address, {})
-        applied = told.get("applied")
-        role = "leader" if address == view.leader else "unknown" if view.leader is None else "follower"
-        return {
-            "address": address,
-            "role": role,
-            "reachable": own or address in view.connected,
-            "applied": applied,
-            "lag": None if applied is None else max(view.commit_index - applied, 0),
-            "version": told.get("version"),
-            "digest": told.get("digest"),
-            "failed": told.get("failed"),
-            "suspect": told.get("suspect"),
-            "verified": _told_of(told.get("verified")),
-            "reluctant": told.get("reluctant"),
-            "applying": told.get("applying"),
-            "heard": round(time.monotonic() - told["heard"], 3) if told else None,
-        }
-
-    def _progress(self) -> Message:
-        state = self._applier.state
-        return {
-            "applied": self._applied.index,
-            "version": state.base.version,
-            "digest": state.digest.hex(),
-            "failed": self.failed,
-            "suspect": self.suspect,
-            "state": [state.at, state.digest],
-            "wants": self._wanted_copy(),
-            "verified": self._verification.latest,
-            "reluctant": self.config.reluctant,
-            "turn": self._turns.who(),
-            "receiving": self._upkeep.receiving,
-            "applying": _plain(self._busy_here()),
-        }
-
     # The apply thread ---------------------------------------------------------------------------------------
 
-    def _on_outcomes(self, outcomes: Outcomes) -> None:
-        for request, outcome in outcomes:
-            self._requests.settle(request, outcome)
-        if self._opening:
-            with self._opening_mutex:
-                opened = {origin for origin in self._opening if self._applier.is_open(origin)}
-                self._opening -= opened
-            for origin in opened:
-                self._driver.call(self._core.origin_opened, origin)
+    def _on_verify(self, verification: bytes, index: int) -> None:
+        self._verification.begin(verification, index)
+        self._driver.call(self._core.origin_opened, verification)
+
+    # Any thread ---------------------------------------------------------------------------------------------
 
     def _fail(self, reason: str) -> None:
         if self.failed is None:
@@ -610,103 +375,10 @@ class HostedNode:
             self._driver.call(self._core.fail, reason)
             self._driver.call(self._driver.fail, reason)
 
-    # Divergence ---------------------------------------------------------------------------------------------
-
     def _distrust(self, reason: str, index: int | None = None) -> None:
-        """This node's file is not what the group decided, or may not be. Any thread."""
-        config = self.config
-        if len(config.peers) == 1:
-            self._fail(reason)
-            return
-        with self._suspicion:
-            if self.suspect is not None or self.failed is not None:
-                return
-            self.suspect = reason
-        self._applier.halt()
-        try:
-            self._mark.set(reason)
-        except OSError as error:
-            self._fail(f"that this node is suspect ({reason}) could not be written down: {error}")
-            return
-        logger.error("node %s is suspect, and serves neither reads nor writes: %s", config.address, reason)
+        if self.failed is None:
+            self._trust.distrust(reason, index)
+
+    def _on_suspect(self, reason: str) -> None:
         self._driver.call(self._core.distrust, reason)
         self._driver.call(self._driver.halt)
-        self._observe(Difference(config.address, config.address, reason, suspect=True, index=index))
-
-    def _undecided(self, member: str, reason: str, index: int) -> None:
-        logger.error("node %s: %s", self.config.address, reason)
-        self._observe(Difference(self.config.address, member, reason, suspect=False, index=index))
-
-    def _observe(self, difference: Difference) -> None:
-        """Tell the application, in a thread of its own: what it does must not keep consensus waiting."""
-
-        def run() -> None:
-            for observer in self.config.observers:
-                try:
-                    observer(difference)
-                except Exception:
-                    logger.exception("an observer of divergence failed")
-
-        if self.config.observers:
-            thread = threading.Thread(target=run, name="raftsqlite-divergence", daemon=True)
-            self._observing = [each for each in self._observing if each.is_alive()]
-            self._observing.append(thread)
-            thread.start()
-
-    def _wanted_copy(self) -> int | None:
-        """The least index of a copy by which this node becomes sound again, if it wants one. Loop thread."""
-        if self.suspect is None or self.config.on_divergence == "stop" or not self._driver.halted:
-            return None
-        recent = [moment for moment in self._resynced if time.monotonic() - moment < RESYNCS_WITHIN]
-        return None if len(recent) >= RESYNCS else self._driver.installable_from
-
-    def _on_installed(self, resync: bool) -> None:
-        """The file holds another node's state. Loop thread."""
-        if not resync:
-            if self.suspect is not None:  # it became so meanwhile
-                self._driver.halt()
-            self._core.ask_again()
-            return
-        self._resynced.append(time.monotonic())
-        self._mark.set(None)
-        with self._suspicion:
-            reason, self.suspect = self.suspect, None
-        logger.warning(
-            "node %s has the content of a sound member, and serves again; it was suspect: %s",
-            self.config.address,
-            reason,
-        )
-        self._verification.forget()
-        self._core.trust()
-        self._core.ask_again()
-
-    def _raft_config(self) -> RaftConfig:
-        config = self.config
-        tls = config.tls
-        log = config.folder / "log.sqlite3"
-        forking.remember(log)
-        return RaftConfig(
-            address=config.address,
-            peers=config.peers,
-            log=log,
-            secret=config.secret,
-            certificate=None if tls is None else tls.certificate,
-            key=None if tls is None else tls.key,
-            authority=None if tls is None else tls.authority,
-            election_timeout=config.election_timeout,
-            durable=config.durable,
-            mode=config.mode,
-            reluctant=config.reluctant,
-        )
-
-
-def _told_of(verified: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A verification as the status shows it."""
-    if verified is None:
-        return None
-    digest = verified["digest"]
-    return {**verified, "id": verified["id"].hex(), "digest": None if digest is None else digest.hex()}
-
-
-def _plain(applying: Applying | None) -> dict[str, Any] | None:
-    return None if applying is None else asdict(applying)

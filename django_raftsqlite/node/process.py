@@ -72,6 +72,7 @@ class ProcessNode:
         self._mutex = threading.Lock()
         self._backend: Backend | None = None
         self._server: AttachServer | None = None
+        self._mark: Mark | None = None
         self._readers: ReaderPool | None = None
         self._watch: SnapshotWatch | None = None
         self._as_of = -inf  # the newest moment of which it is known that all committed before it is applied
@@ -301,8 +302,8 @@ class ProcessNode:
         while True:
             try:
                 if session is not None:
-                    return session.commit(request, timeout=_left(deadline))
-                return self._backend_for(request, deadline).execute(request, timeout=_left(deadline))
+                    return self._told(session.commit(request, timeout=_left(deadline)))
+                return self._told(self._backend_for(request, deadline).execute(request, timeout=_left(deadline)))
             except HostLost as error:
                 session = None
                 if time.monotonic() < deadline:
@@ -357,10 +358,16 @@ class ProcessNode:
         """Ask the backend what may be asked twice; a host that has gone is replaced at once."""
         while True:
             try:
-                return question(self.backend(deadline), _left(deadline))
+                return self._told(question(self.backend(deadline), _left(deadline)))
             except HostLost:
                 if time.monotonic() >= deadline:
                     raise
+
+    def _told(self, answer: T) -> T:
+        """What the backend says is true of the node's present file: the next read has to be of no older one."""
+        if self._mark is not None:
+            self._mark.look_again()
+        return answer
 
     # Backends -----------------------------------------------------------------------------------------------
 
@@ -421,11 +428,13 @@ class ProcessNode:
 
     def _open_readers(self) -> None:
         if self._readers is None:
-            self._readers = ReaderPool(
-                self.config.name, self.config.registrars, permit=Mark(self.config.folder).permit
-            )
+            self._readers = self._reader_pool()
             self._watch = SnapshotWatch(self._readers, self.config.name, self.config.wal_limit)
             self._watch.start()
+
+    def _reader_pool(self) -> ReaderPool:
+        self._mark = Mark(self.config.folder)
+        return ReaderPool(self.config.name, self.config.registrars, permit=self._mark.permit)
 
     def _oldest_snapshot(self) -> Snapshot | None:
         readers = self._readers

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..exceptions import Unavailable
+from ..sqlite.wal import sync_folder
 
 NAME = "suspect.json"
 
@@ -35,7 +36,7 @@ class Mark:
     """The node's word on its file, in its folder; its host writes it, every process of the node looks at it.
 
     ``permit`` is cheap enough to be asked at every read: it looks at the file every ``look_every`` seconds at most,
-    which is much less than what a resync takes, so that nobody misses one. Thread-safe.
+    and after :meth:`look_again`. Thread-safe.
     """
 
     def __init__(self, folder: Path, *, look_every: float = 0.005) -> None:
@@ -58,6 +59,10 @@ class Mark:
             raise unavailable(self.reason)
         return self.generation
 
+    def look_again(self) -> None:
+        """The next ``permit`` looks at the file: what happened until now must be seen."""
+        self._next = 0.0
+
     def set(self, reason: str | None) -> None:
         """Write it down, on the disk; None when a sound file is in the place of the suspect one. Raises OSError."""
         generation = self.generation + (reason is None)
@@ -68,6 +73,7 @@ class Mark:
             file.flush()
             os.fsync(file.fileno())
         made.replace(self._path)
+        sync_folder(self._path.parent)
         self._look()
 
     def _look_if_changed(self) -> None:

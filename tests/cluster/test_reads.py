@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.exceptions import Unavailable
-from django_raftsqlite.node.host import HostedNode
+from django_raftsqlite.node.calls import Calls
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.sqlite.errors import NodeFault
 from django_raftsqlite.sqlite.tables import read_base
@@ -205,10 +205,10 @@ def test_an_apply_that_lags_is_waited_for_even_when_the_leader_says_nothing(
     write(trio.nodes[trio.leader()], "INSERT INTO t VALUES (1)")
     base = trio.host(trio.leader())._applier.state.base
 
-    def silent(self: HostedNode, *, timeout: float) -> None:
+    def silent(self: Calls, *, timeout: float) -> None:
         go_on.set()
         eventually(lambda: self._applier.state.base.version == base.version, "it is applied")
         raise Unavailable("the leader is gone", "no leader")
 
-    monkeypatch.setattr(HostedNode, "read_barrier", silent)
+    monkeypatch.setattr(Calls, "read_barrier", silent)
     assert host.reach(base.lineage, base.version, timeout=10)

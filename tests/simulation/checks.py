@@ -41,6 +41,8 @@ class Checks:
             return
         if host.failed is not None and not machine.excused:
             raise Violation(f"{machine.address} stopped itself: {host.failed}")
+        if host.suspect is not None:
+            raise Violation(f"{machine.address} is suspect, and nobody touched its file: {host.suspect}")
         replica = machine.replica
         if replica is None:
             return

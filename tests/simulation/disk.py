@@ -78,9 +78,12 @@ class Disk:
             if mode == "some" and chance.random() < 0.4:
                 continue
             _redo(content, change, chance if torn else None)
+        before, unchanged = path.stat(), content == path.read_bytes()
         replacement = path.with_name(path.name + ".new")
         replacement.write_bytes(content)
-        replacement.chmod(path.stat().st_mode & 0o777)
+        replacement.chmod(before.st_mode & 0o777)
+        if unchanged:
+            os.utime(replacement, ns=(before.st_atime_ns, before.st_mtime_ns))
         replacement.rename(path)
 
     # What files call

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from django_raftsqlite.exceptions import HostLost, OperationalError, Unavailable
 from django_raftsqlite.node.api import Backend
 from django_raftsqlite.node.process import ProcessNode
-from django_raftsqlite.sqlite.readers import ReaderPool
 
 from .machine import Machine
 from .world import Process
@@ -202,7 +201,7 @@ class Share(ProcessNode):
         while True:
             if machine.host is not None and machine.host._driver._replica is not None:
                 if self._readers is None:
-                    self._readers = ReaderPool(self.config.name, self.config.registrars)
+                    self._readers = self._reader_pool()
                 if machine.process is self._process:
                     return machine.host
                 backend: Any = GuestBackend(machine, self._process)

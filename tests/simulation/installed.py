@@ -18,7 +18,7 @@ from unittest import mock
 import apsw
 import pysyncobj.syncobj as library
 
-from django_raftsqlite.node import host, process, snapshot_source, snapshot_target
+from django_raftsqlite.node import calls, host, process, snapshot_source, snapshot_target
 from django_raftsqlite.raft import consensus, driver
 from django_raftsqlite.raft import log as raft_log
 from django_raftsqlite.sqlite import clock, connections, copying, wal
@@ -149,10 +149,11 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
                 if time.monotonic in (function.__kwdefaults__ or {}).values():
                     keywords = {name: _clock(threads, each) for name, each in function.__kwdefaults__.items()}
                     put(function, "__kwdefaults__", keywords)
-        put(host, "os", Substitute(host.os, getpid=lambda: 4711))
-        calls = disk.Calls(world, vfs.disks)
+        for each in (host, calls):
+            put(each, "os", Substitute(each.os, getpid=lambda: 4711))
+        system = disk.Calls(world, vfs.disks)
         for each in (snapshot_source, snapshot_target, copying, wal):
-            put(each, "os", calls)
+            put(each, "os", system)
         put(library, "monotonicTime", threads.time.monotonic)
         put(library, "random", chance)
         # Sets of members are gone through in the order of their hashes, which must not be addresses in memory.

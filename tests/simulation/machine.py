@@ -279,7 +279,7 @@ def _close_files(process: Process) -> None:
 
 
 def state_machines(simulation: Simulation) -> Callable[..., StateMachine]:
-    """What the host module is to make state machines with."""
+    """What a host is to make state machines with."""
 
     def make(*arguments: Any, **keywords: Any) -> StateMachine:
         process = simulation.world.process

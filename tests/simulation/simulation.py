@@ -14,8 +14,7 @@ from typing import Any
 from unittest import mock
 
 from django_raftsqlite.dbapi.connection import Connection
-from django_raftsqlite.node import compaction, snapshot_source
-from django_raftsqlite.node import host as host_module
+from django_raftsqlite.node import compaction, snapshot_source, startup
 from django_raftsqlite.node import process as process_module
 from django_raftsqlite.raft import consensus
 from django_raftsqlite.sqlite import connections, parts
@@ -283,7 +282,7 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
 def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     scenario = simulation.scenario
     settings: list[tuple[Any, str, Any]] = [
-        (host_module, "StateMachine", state_machines(simulation)),
+        (startup, "StateMachine", state_machines(simulation)),
         (connections, "_CHECKPOINT_PAGES", scenario.checkpoint_pages),
         (consensus, "APPLY_PER_TICK", scenario.apply_per_tick),
     ]

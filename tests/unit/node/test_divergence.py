@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.exceptions import Unavailable
-from django_raftsqlite.node import divergence
+from django_raftsqlite.node import divergence, fingerprint
 from django_raftsqlite.node.divergence import Digests, Divergence, majority
 from django_raftsqlite.node.suspicion import NAME, Mark
 from django_raftsqlite.raft.config import RaftView
@@ -253,6 +254,60 @@ def test_digests_are_remembered_of_the_latest_entries() -> None:
     assert digests.get(10) is None and digests.get(11) == b"11"
 
 
+# What is kept of a stop
+
+
+def watch_fsync(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names, in order, of what is synced from now on."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return synced
+
+
+def stopped(tmp_path: Path) -> tuple[Path, Path]:
+    """The file and the folder of a node that was stopped while another process still read."""
+    database, folder = tmp_path / "db.sqlite3", tmp_path / "db.sqlite3.raft"
+    folder.mkdir()
+    database.write_bytes(b"pages")
+    (tmp_path / "db.sqlite3-wal").write_bytes(b"frames")
+    return database, folder
+
+
+def test_what_a_clean_stop_keeps_of_the_files_no_power_failure_can_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all members of a group that lose their power together would suspect themselves."""
+    database, folder = stopped(tmp_path)
+    synced = watch_fsync(monkeypatch)
+    fingerprint.keep(database, folder)
+    assert synced[0] == f"{database}-wal" and str(tmp_path) in synced
+    assert synced[-1] == str(folder / fingerprint.NAME)
+    assert fingerprint.changed(database, folder) is None
+    (tmp_path / "db.sqlite3-wal").write_bytes(b"other frames")
+    assert "db.sqlite3-wal changed" in (fingerprint.changed(database, folder) or "")
+
+
+def test_files_that_cannot_be_synced_at_a_stop_are_not_called_changed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, folder = stopped(tmp_path)
+    fingerprint.keep(database, folder)
+
+    def broken(_descriptor: int) -> None:
+        raise OSError("the disk failed")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    (tmp_path / "db.sqlite3-wal").write_bytes(b"what the node wrote since")
+    fingerprint.keep(database, folder)
+    assert fingerprint.changed(database, folder) is None
+
+
 # The mark
 
 
@@ -270,6 +325,14 @@ def test_a_mark_is_seen_by_every_process_of_the_node_at_its_next_read(tmp_path: 
     host.set("again")
     host.set(None)
     assert other.permit() == 2, "what was open before is of an older file, also for who was not told"
+
+
+def test_a_mark_is_on_the_disk_with_its_name_before_the_node_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = watch_fsync(monkeypatch)
+    Mark(tmp_path).set("a reason")
+    assert synced[-1] == str(tmp_path) and str((tmp_path / NAME).with_suffix(".new")) in synced
 
 
 def test_an_operator_may_take_the_mark_away(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from django_raftsqlite.exceptions import (
     OperationalError,
     Unavailable,
 )
+from django_raftsqlite.node import process
 from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.requests import OriginClosed, Request
+from django_raftsqlite.node.suspicion import Mark
 from django_raftsqlite.sqlite.entry import (
     Base,
     Outcome,
@@ -382,3 +385,34 @@ def test_the_next_host_is_asked_for_the_age_when_the_first_has_gone(tmp_path: Pa
     first.ages, second.ages = [lost()], [0.0]
     Node(tmp_path, first, second).limit_staleness(1, timeout=5)
     assert (first.asked_ages, second.asked_ages) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        lambda node: node.write(),
+        lambda node: node.begin({}, reason="r", timeout=1).commit((INSERT,), timeout=1),
+        lambda node: node.read_barrier(timeout=1),
+        lambda node: node.limit_staleness(1.0, timeout=1),
+        lambda node: node.reach(b"l" * 16, 1, timeout=1),
+    ],
+    ids=["write", "commit", "barrier", "staleness", "reach"],
+)
+def test_what_a_host_says_of_its_file_is_never_read_in_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: Callable[[Node], object]
+) -> None:
+    """However quickly a node came by another file: its answer is of the new one, so the next read must be, too."""
+    backend = FakeBackend(DONE)
+    backend.ages = [0.0]
+    node = Node(tmp_path, backend)
+    node.config.folder.mkdir()
+    # A look at the mark is good for as long as this test takes.
+    monkeypatch.setattr(process, "Mark", partial(Mark, look_every=3600))
+    pool = node._readers = node._reader_pool()
+    assert pool.permit() == 0
+    host = Mark(node.config.folder)
+    host.set("a reason")
+    host.set(None)
+    answered(node)
+    assert pool.permit() == 1
+    pool.close()

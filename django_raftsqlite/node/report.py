@@ -1,0 +1,161 @@
+"""What a node says of itself: to whoever asks for its status, and to the other members."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from ..raft.config import RaftView
+from ..raft.driver import RaftDriver
+from ..sqlite.connections import Snapshot
+from .api import NodeConfig
+from .applier import Applier, Applying
+from .busy import Busy
+from .core import Core
+from .divergence import Divergence
+from .messages import Message
+from .trust import Trust
+from .turns import Turns
+from .upkeep import Upkeep
+from .verification import Verification
+
+
+class Report:
+    """Reads what the parts of a node know; changes nothing. Loop thread.
+
+    ``failed`` gives why the node stopped itself, ``oldest_snapshot`` what this process has been reading for longest.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        driver: RaftDriver,
+        core: Core,
+        applier: Applier,
+        *,
+        turns: Turns,
+        upkeep: Upkeep,
+        trust: Trust,
+        divergence: Divergence,
+        verification: Verification,
+        busy: Busy,
+        failed: Callable[[], str | None],
+        oldest_snapshot: Callable[[], Snapshot | None],
+    ) -> None:
+        self._config = config
+        self._driver = driver
+        self._core = core
+        self._applier = applier
+        self._turns = turns
+        self._upkeep = upkeep
+        self._trust = trust
+        self._divergence = divergence
+        self._verification = verification
+        self._busy = busy
+        self._failed = failed
+        self._oldest_snapshot = oldest_snapshot
+
+    def status(self) -> dict[str, Any]:
+        """See Backend."""
+        view = self._driver.view
+        state = self._applier.state
+        return {
+            "node": self._config.address,
+            "name": str(self._config.name),
+            "role": "failed" if self._failed() else view.role,
+            "reason": self._failed() or view.reason,
+            "suspect": self._trust.suspect,
+            "differs": self._divergence.differs,
+            "leader": view.leader,
+            "leader_reachable": view.leader == self._config.address or view.leader in view.connected,
+            "term": view.term,
+            "commit_index": view.commit_index,
+            "last_index": view.last_index,
+            "applied_index": self._applier.applied.index,
+            "version": state.base.version,
+            "lineage": state.base.lineage.hex(),
+            "digest": state.digest.hex(),
+            "applying": _plain(self._busy.here()),
+            "wal_bytes": self._applier.wal_bytes,
+            "oldest_snapshot": self._snapshot_age(),
+            "members": [self._member(address, view) for address in self._config.peers],
+            "host": {"pid": os.getpid(), "reluctant": self._config.reluctant},
+            "lease": self._at_work(),
+            "waiting": len(self._core.leader.sequencer) + len(self._turns),
+            **state.counts,
+            **self._upkeep.status(view),
+        }
+
+    def _snapshot_age(self) -> float | None:
+        """Seconds since the oldest state was current that this process still reads."""
+        oldest = self._oldest_snapshot()
+        return None if oldest is None else round(time.monotonic() - oldest.since, 3)
+
+    def _at_work(self) -> str | None:
+        """The transaction that has its turn, as far as this node knows; the leader's word is half a second old."""
+        holder = self._core.leader.sequencer.holder
+        if self._turns.holder is not None or holder is None or holder.source == self._config.address:
+            return self._turns.who()
+        told: str | None = self._core.peers.get(holder.source, {}).get("turn")
+        return told
+
+    def _member(self, address: str, view: RaftView) -> dict[str, Any]:
+        """A member as this node knows it; its own words about itself are up to half a second old."""
+        own = address == self._config.address
+        told = {**self.progress(), "heard": time.monotonic()} if own else self._core.peers.get(address, {})
+        applied = told.get("applied")
+        role = "leader" if address == view.leader else "unknown" if view.leader is None else "follower"
+        return {
+            "address": address,
+            "role": role,
+            "reachable": own or address in view.connected,
+            "applied": applied,
+            "lag": None if applied is None else max(view.commit_index - applied, 0),
+            "version": told.get("version"),
+            "digest": told.get("digest"),
+            "failed": told.get("failed"),
+            "suspect": told.get("suspect"),
+            "verified": _told_of(told.get("verified")),
+            "reluctant": told.get("reluctant"),
+            "applying": told.get("applying"),
+            "heard": round(time.monotonic() - told["heard"], 3) if told else None,
+        }
+
+    def progress(self) -> Message:
+        """What this node tells the others of itself, twice a second."""
+        state = self._applier.state
+        return {
+            "applied": self._applier.applied.index,
+            "version": state.base.version,
+            "digest": state.digest.hex(),
+            "failed": self._failed(),
+            "suspect": self._trust.suspect,
+            "state": [state.at, state.digest],
+            "wants": self._wanted_copy(),
+            "verified": self._verification.latest,
+            "reluctant": self._config.reluctant,
+            "turn": self._turns.who(),
+            "receiving": self._upkeep.receiving,
+            "applying": _plain(self._busy.here()),
+        }
+
+    def _wanted_copy(self) -> int | None:
+        """The least index of a copy by which this node becomes sound again, if it wants one."""
+        if not self._trust.wants_copy() or not self._driver.halted:
+            return None
+        return self._driver.installable_from
+
+
+def _told_of(verified: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A verification as the status shows it."""
+    if verified is None:
+        return None
+    digest = verified["digest"]
+    return {**verified, "id": verified["id"].hex(), "digest": None if digest is None else digest.hex()}
+
+
+def _plain(applying: Applying | None) -> dict[str, Any] | None:
+    return None if applying is None else asdict(applying)

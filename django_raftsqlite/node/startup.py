@@ -1,0 +1,75 @@
+"""What a node finds at its start: its database file, and whether that is still as it was left."""
+
+from __future__ import annotations
+
+import logging
+
+import apsw
+
+from ..exceptions import OperationalError
+from ..raft.config import RaftConfig
+from ..sqlite import forking
+from ..sqlite.machine import StateMachine
+from . import fingerprint
+from .api import NodeConfig
+
+logger = logging.getLogger("django_raftsqlite.node")
+
+
+def open_machine(config: NodeConfig, suspect: str | None) -> tuple[StateMachine, str | None]:
+    """The file's state machine, and why the file is not to be relied on, if so.
+
+    ``suspect`` is what is known of that already; else it is found out. Raises OperationalError for tables that the
+    group does not know of.
+    """
+    suspect = suspect or _touched(config)
+    machine, suspect = _open(config, suspect)
+    if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables() and not suspect:
+        machine.close()
+        raise OperationalError(
+            f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
+            "would not have them. Begin the group with no file there, and load the data into it with loaddata"
+        )
+    return machine, suspect
+
+
+def _open(config: NodeConfig, suspect: str | None) -> tuple[StateMachine, str | None]:
+    def make() -> StateMachine:
+        return StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
+
+    try:
+        return make(), suspect
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        if len(config.peers) == 1:
+            raise
+        aside = fingerprint.set_aside(config.name)
+        return make(), f"SQLite could not use its database file, which lies at {aside} now: {error}"
+
+
+def _touched(config: NodeConfig) -> str | None:
+    """What was done to the file while the node was stopped, which the other nodes' files lack."""
+    change = fingerprint.changed(config.name, config.folder)
+    if change is not None and len(config.peers) == 1:
+        logger.warning("node %s: %s; there is no other node to differ from", config.address, change)
+        return None
+    return change
+
+
+def raft_config(config: NodeConfig) -> RaftConfig:
+    """What the layer below is to know of the node's configuration."""
+    tls = config.tls
+    log = config.folder / "log.sqlite3"
+    forking.remember(log)
+    return RaftConfig(
+        address=config.address,
+        peers=config.peers,
+        log=log,
+        secret=config.secret,
+        certificate=None if tls is None else tls.certificate,
+        key=None if tls is None else tls.key,
+        authority=None if tls is None else tls.authority,
+        election_timeout=config.election_timeout,
+        durable=config.durable,
+        mode=config.mode,
+        reluctant=config.reluctant,
+    )
