@@ -169,7 +169,7 @@ class _Reader:
             durable=not testing,
             registrars=self._registrars(),
             on_divergence=self._on_divergence(),
-            observers=(Sender(self.alias),) if len(peers) > 1 else (),
+            observers=() if testing else (Sender(self.alias),),
             reluctant=not testing and is_short_lived(sys.argv),
         )
         max_staleness = self._seconds("max_staleness", MAX_STALENESS)

@@ -1,45 +1,73 @@
-"""Signals of this backend."""
+"""Signals of this backend.
+
+Each is sent with the class DatabaseWrapper as ``sender``, the alias as ``using``, and addresses ("host:port") where
+nodes and members are named: by the process that hosts the node, in a thread of its own, one after the other. So a
+receiver that is slow, or hangs, or raises (which is logged) keeps no write and no other node waiting, only the
+signals after it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from django.db import connections
 from django.dispatch import Signal
 
 from .backups.manifest import Manifest
+from .node.events import LeaderChanged, MemberChanged, NodeReady
 from .node.suspicion import Difference
 
 divergence_detected = Signal()
-"""Sent when a node's content is found to differ from what the group decided, by the process that hosts the node.
+"""Sent when a node's content is found to differ from what the group decided.
 
-``sender`` is the class DatabaseWrapper. Arguments: ``using`` (the alias), ``node`` (the address of the node that
-says so), ``member`` (the address of the one that differs), ``suspect`` (bool: whether ``member`` stops serving; else
-nobody can tell which of ``node`` and ``member`` is wrong, and both go on), ``reason`` (str), ``index`` (the log
-index at which it was found, or None where it was not by comparison). Sent in a thread of its own; what a receiver
-raises is logged. A suspect node's own database can be neither read nor written by a receiver.
+Arguments: ``node`` (the node that says so), ``member`` (the one that differs), ``suspect`` (bool: whether ``member``
+stops serving; else nobody can tell which of ``node`` and ``member`` is wrong, and both go on), ``reason`` (str),
+``index`` (the log index at which it was found, or None where it was not by comparison). A suspect node's own database
+can be neither read nor written by a receiver.
 """
+
+leader_changed = Signal()
+"""Sent by each node when it learns of another leader than the one before, also of the first one after its start.
+
+Arguments: ``node`` (the node that says so), ``leader``, ``previous`` (None for the first one), ``term`` (int).
+"""
+
+node_ready = Signal()
+"""Sent once after a process began to host a node, when that has applied all that was committed at that moment.
+
+Arguments: ``node``, ``leader``, ``index`` (the log index up to which it had to apply).
+"""
+
+member_changed = Signal()
+"""Sent by each node when it applies a change of the group's members.
+
+Arguments: ``node`` (the node that says so), ``member``, ``change`` (str, such as "added", "promoted" or "removed"),
+``index`` (the log index of the change).
+"""
+
+SIGNALS: dict[type, Signal] = {
+    Difference: divergence_detected,
+    LeaderChanged: leader_changed,
+    NodeReady: node_ready,
+    MemberChanged: member_changed,
+}
+"""Which signal tells of which event of a node; its arguments are the event's fields."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Sends the signal for an alias."""
+    """Sends the signals for an alias."""
 
     using: str
 
-    def __call__(self, difference: Difference) -> None:
+    def __call__(self, event: object) -> None:
         from .base import DatabaseWrapper  # noqa: PLC0415 - which reads the settings that this is made from
 
+        signal = SIGNALS.get(type(event))
+        if signal is None or not signal.has_listeners(DatabaseWrapper):
+            return
         try:
-            divergence_detected.send_robust(
-                DatabaseWrapper,
-                using=self.using,
-                node=difference.node,
-                member=difference.member,
-                suspect=difference.suspect,
-                reason=difference.reason,
-                index=difference.index,
-            )
+            signal.send_robust(DatabaseWrapper, using=self.using, **asdict(event))  # type: ignore[call-overload]
         finally:
             connections.close_all()
 

@@ -168,6 +168,7 @@ class Transaction:
 
         Raises TransactionConflict: the answers are others now, or the lease is not to be had in time.
         """
+        self._node.note("rebases")
         while True:
             try:
                 if isinstance(cause, Moved):
@@ -305,7 +306,8 @@ class Transaction:
             if self.session is None or not self.session.in_transaction:
                 self._end()
             raise from_statement(error) from error
-        except BaseException:
+        except BaseException as error:
+            self._note_conflict(error)
             self._end()
             raise
         self._end()
@@ -342,8 +344,13 @@ class Transaction:
         self._end(undo=True)
 
     def _lose(self, error: BaseException) -> None:
+        self._note_conflict(error)
         self.lost = error
         self._leave(undo=True)
+
+    def _note_conflict(self, error: BaseException) -> None:
+        if isinstance(error, TransactionConflict) and self.lost is None:
+            self._node.note("conflicts")
 
     def _end(self, *, undo: bool = False) -> None:
         self.over = True

@@ -11,8 +11,8 @@ from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import StatementError
 from ..sqlite.functions import Registrar
 from ..sqlite.readers import ReaderPool
+from .events import Observer
 from .requests import Request
-from .suspicion import Difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class NodeConfig:
     second) the database is sent to those that lag more.
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
     the socket. ``on_divergence``: what a node does whose content differs from that of the majority, "resync" or
-    "stop"; ``observers`` are told of it, in a thread of their own. ``reluctant``: this process will soon end, so
-    that its node leaves leading the group to others.
+    "stop"; ``observers`` are told of it and of the other :mod:`~.events`, in a thread of their own. ``reluctant``:
+    this process will soon end, so that its node leaves leading the group to others.
     """
 
     name: Path
@@ -61,7 +61,7 @@ class NodeConfig:
     durable: bool = True
     registrars: tuple[Registrar, ...] = ()
     on_divergence: Literal["resync", "stop"] = "resync"
-    observers: tuple[Callable[[Difference], object], ...] = ()
+    observers: tuple[Observer, ...] = ()
     reluctant: bool = False
 
     @property
@@ -162,6 +162,16 @@ class Node(Protocol):
 
     def status(self) -> dict[str, Any]:
         """What `manage.py raft status` shows; plain types only."""
+
+    def figures(self) -> dict[str, Any]:
+        """What the process that hosts the node has counted and measured, for all of its processes; plain types only.
+
+        ``counters`` and ``writes`` (by how they ended) have numbers, ``histograms`` have what
+        :meth:`~.figures.Histogram.plain` gives, ``recent`` the points of :class:`~.recent.Recent`.
+        """
+
+    def note(self, what: str) -> None:
+        """Count something that happened in this process, one of :data:`~.figures.NOTES`; never waits or raises."""
 
     def close(self) -> None:
         """Release this process's share: stop hosting, or detach. Idempotent."""
@@ -267,6 +277,12 @@ class Backend(Protocol):
 
     def status(self) -> dict[str, Any]:
         """See Node."""
+
+    def figures(self) -> dict[str, Any]:
+        """See Node."""
+
+    def note(self, counts: Mapping[str, int]) -> None:
+        """What a process of the node has counted since it last told; what is not among NOTES is left out."""
 
     def close(self) -> None:
         """Stop hosting, or detach. Idempotent."""

@@ -81,8 +81,9 @@ class Applier:
     :meth:`put` is called on the loop thread, with every committed index in order; ``settled`` and ``failed`` are
     called on the apply thread, and ``distrusted`` instead of ``failed`` where the file is not to be relied on. After
     a fault nothing more is applied: applying the next entry would fork this node. A copy that is installed over a
-    file that is not to be relied on ends that. ``state``, ``digests``, ``applied`` and :meth:`applying` may be
-    looked at from any thread.
+    file that is not to be relied on ends that. ``measured`` is told the seconds, transactions and bytes of each
+    entry, on the apply thread. ``state``, ``digests``, ``applied`` and :meth:`applying` may be looked at from any
+    thread.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Applier:
         failed: Callable[[str], None],
         distrusted: Callable[[str], None],
         verify: Callable[[bytes, int], None] = lambda _id, _index: None,
+        measured: Callable[[float, int, int], object] = lambda _seconds, _transactions, _bytes: None,
         halted: bool = False,
     ) -> None:
         """``halted``: as after :meth:`halt`."""
@@ -106,6 +108,7 @@ class Applier:
         self._failed = failed
         self._distrusted = distrusted
         self._verify = verify
+        self._measured = measured
         self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
@@ -292,11 +295,13 @@ class Applier:
         if not payload:
             self.applied.advance(index)
             return
-        self._present = index, time.monotonic()
+        began = time.monotonic()
+        self._present = index, began
         try:
             outcomes = self._until_it_works(index, term, payload)
         finally:
             self._present = None
+        self._measured(time.monotonic() - began, len(outcomes), len(payload))
         machine, counts = self._machine, self.state.counts
         if time.monotonic() - self._counted > COUNT_EVERY:
             self._counted, counts = time.monotonic(), machine.counts()

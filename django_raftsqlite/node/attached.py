@@ -103,6 +103,15 @@ class AttachedNode:
         status: dict[str, Any] = self._call(["status"], self.config.timeout)
         return status
 
+    def figures(self) -> dict[str, Any]:
+        """See Backend."""
+        figures: dict[str, Any] = self._call(["figures"], self.config.timeout)
+        return figures
+
+    def note(self, counts: Mapping[str, int]) -> None:
+        """See Backend."""
+        self._call(["note", dict(counts)], CLOSE_TIMEOUT)
+
     def watch(self, ended: Callable[[], None]) -> None:
         """Have ``ended`` called, in a thread of its own, as soon as the host has ended; not after :meth:`close`.
 

@@ -16,6 +16,7 @@ from .applier import Applier, Outcomes
 from .busy import Busy
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
+from .figures import Figures, end_of
 from .lane import ScratchLane
 from .latch import Latch
 from .patience import Patience
@@ -53,6 +54,7 @@ class Calls:
         patience: Patience,
         trust: Trust,
         busy: Busy,
+        figures: Figures,
         view: Callable[[], RaftView],
     ) -> None:
         self._config = config
@@ -66,6 +68,7 @@ class Calls:
         self._patience = patience
         self._trust = trust
         self._busy = busy
+        self._figures = figures
         self._view = view
         self._opening: set[bytes] = set()
         self._mutex = threading.Lock()
@@ -89,6 +92,21 @@ class Calls:
         return self._execute(request, timeout=timeout, sent=lambda: None)
 
     def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
+        """As :meth:`execute`; ``sent`` is called once it is on its way."""
+        began = time.monotonic()
+        result: Outcome | BaseException | None = None
+        try:
+            result = outcome = self._bring(request, timeout=timeout, sent=sent)
+        except BaseException as error:
+            result = error
+            raise
+        finally:
+            how = None if result is None or request.kind is ItemKind.PART else end_of(result)
+            if how is not None:
+                self._figures.ended(how, time.monotonic() - began)
+        return outcome
+
+    def _bring(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
         attempt = Attempt(request, self._patience.now() + timeout)
         self._requests.add(attempt)
         try:
@@ -118,8 +136,10 @@ class Calls:
         """See Backend; ``pid`` is the process whose transaction it is."""
         left = self._patience.until(self._patience.now() + timeout)
         turn = Turn(f"node {self._config.address}, process {pid}", reason, nowait=nowait)
+        began = time.monotonic()
         try:
             granted = take_turn(self._turns, turn, self._applied, left)
+            self._figures.waited(time.monotonic() - began)
             if granted is None:
                 raise self._not_granted(turn)
             if isinstance(granted, Lost):
@@ -152,6 +172,7 @@ class Calls:
             raise self._unavailable("the leader was not asked")
         if self._trust.suspect is not None:
             raise suspect_node(self._trust.suspect)
+        began = time.monotonic()
         deadline = self._patience.now() + timeout
         answer: Latch[int] = Latch()
 
@@ -170,6 +191,7 @@ class Calls:
                 f"this node has not applied up to log index {index} within {timeout:g} s; it is at "
                 f"{self._applied.index}"
             )
+        self._figures.confirmed(time.monotonic() - began)
 
     def staleness(self, limit: float, *, timeout: float) -> float:
         """See Backend."""

@@ -24,11 +24,13 @@ from .calls import Calls
 from .core import Core
 from .divergence import PREFIX as DIVERGENCE
 from .divergence import Divergence
+from .events import Events
 from .facts import handshake_facts
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
 from .logtime import LogTime
+from .measures import Measures
 from .messages import Message
 from .patience import Patience
 from .report import Report
@@ -48,6 +50,7 @@ TICK = 0.05
 EXPIRE_EVERY = 60.0
 ORIGINS_KEPT = 64
 STOP_TIMEOUT = 5.0
+OBSERVER_TIMEOUT = 2.0
 
 
 class HostedNode:
@@ -78,14 +81,22 @@ class HostedNode:
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self._committed: list[tuple[int, int, bytes]] = []  # which apply is yet to be given
         self._expired = time.monotonic()
+        self._events = Events(config.observers, name=config.name.name)
         # The parts call each other once all of them are there: hence the lambdas.
         self._trust = Trust(
             config,
+            tell=self._events.tell,
             stop_applying=lambda: self._applier.halt(),  # noqa: PLW0108
             announce=self._on_suspect,
             failed=self._fail,
         )
         machine, suspect = open_machine(config, self._trust.noted)
+        self._measures = Measures(
+            config,
+            self._events,
+            version=lambda: self._applier.state.base.version,
+            applied=lambda: self._applied.index,
+        )
         self._turns = Turns(
             ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
             give_back=lambda claim: self._driver.call(self._core.release, claim),
@@ -103,6 +114,7 @@ class HostedNode:
             failed=self._fail,
             distrusted=self._distrust,
             verify=self._on_verify,
+            measured=self._measures.figures.applied,
             halted=suspect is not None,
         )
         self._applied = self._applier.applied
@@ -117,6 +129,7 @@ class HostedNode:
             on_view=self._on_view,
             on_told=self._on_told,
             room=self._applier.room,
+            on_sync=self._measures.figures.fsync.observe,
             facts=handshake_facts(config.registrars),
             name=str(config.name),
         )
@@ -134,6 +147,7 @@ class HostedNode:
             patience=self._patience.now,
             staleness=Staleness(lambda: self._applied.index),
             wall=lambda: time.time_ns() // 1_000_000,
+            distances=self._measures.distances,
         )
         self._busy = Busy(self._applier, self._core, last_index=lambda: self._view.last_index)
         self._calls = Calls(
@@ -147,6 +161,7 @@ class HostedNode:
             patience=self._patience,
             trust=self._trust,
             busy=self._busy,
+            figures=self._measures.figures,
             view=lambda: self._view,
         )
         self._upkeep = Upkeep(
@@ -187,6 +202,7 @@ class HostedNode:
             divergence=self._divergence,
             verification=self._verification,
             busy=self._busy,
+            measures=self._measures,
             failed=lambda: self.failed,
             oldest_snapshot=oldest_snapshot,
         )
@@ -273,6 +289,14 @@ class HostedNode:
             )
         return status
 
+    def figures(self) -> dict[str, Any]:
+        """See Backend."""
+        return self._measures.plain()
+
+    def note(self, counts: Mapping[str, int]) -> None:
+        """See Backend."""
+        self._measures.figures.note(counts)
+
     def close(self, *, hand_over: bool = True) -> None:
         """Stop hosting: leadership handed over, everything closed, the lock free. Idempotent."""
         if self._closing:
@@ -285,7 +309,7 @@ class HostedNode:
         self._lane.close()
         self._applier.close()
         self._verification.close()
-        self._trust.close()
+        self._events.close(OBSERVER_TIMEOUT)
         if self.failed is None and self.suspect is None and self.config.durable:
             fingerprint.keep(self.config.name, self.config.folder)
         self._lock.release()
@@ -317,6 +341,7 @@ class HostedNode:
             self._fail(view.reason or "the Raft log failed")
         if self.failed is None:
             self._view = view
+        self._measures.on_view(view)
         self._core.on_view(view)
 
     def _on_installed(self, resync: bool) -> None:
@@ -335,6 +360,7 @@ class HostedNode:
         self._patience.tick(busy=self._busy.anywhere() is not None)
         self._driver.prefer(self._core.willing())
         self._core.tick()
+        self._measures.tick(self._core.barrier)
         self._upkeep.tick()
         self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)
         self._verification.tick(self._driver.view, self._core.heard())

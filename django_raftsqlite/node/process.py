@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -75,6 +76,8 @@ class ProcessNode:
         self._mark: Mark | None = None
         self._readers: ReaderPool | None = None
         self._watch: SnapshotWatch | None = None
+        self._notes: Counter[str] = Counter()
+        self._notes_mutex = threading.Lock()
         self._as_of = -inf  # the newest moment of which it is known that all committed before it is applied
         self._closed = False
         self._mine = True
@@ -196,10 +199,34 @@ class ProcessNode:
 
         return self._ask(status, time.monotonic() + self.config.timeout)
 
+    def figures(self) -> dict[str, Any]:
+        """See Node; what this process has noted is told first."""
+        self._tell_notes()
+        return self._ask(lambda backend, _left: backend.figures(), time.monotonic() + self.config.timeout)
+
+    def note(self, what: str) -> None:
+        """See Node. The host is told within seconds."""
+        with self._notes_mutex:
+            self._notes[what] += 1
+
+    def _tell_notes(self) -> None:
+        """Tell the host what was noted; what it could not be told is kept for the next time."""
+        backend = self._backend
+        if not self._notes or backend is None:
+            return
+        with self._notes_mutex:
+            notes, self._notes = self._notes, Counter()
+        try:
+            backend.note(notes)
+        except OperationalError:
+            with self._notes_mutex:
+                self._notes.update(notes)
+
     def close(self) -> None:
         """Stop hosting, or detach; idempotent. In a forked child it does nothing."""
         if not self._mine:
             return
+        self._tell_notes()
         self._closed = True
         with self._mutex:
             backend, self._backend = self._backend, None
@@ -429,7 +456,7 @@ class ProcessNode:
     def _open_readers(self) -> None:
         if self._readers is None:
             self._readers = self._reader_pool()
-            self._watch = SnapshotWatch(self._readers, self.config.name, self.config.wal_limit)
+            self._watch = SnapshotWatch(self._readers, self.config.name, self.config.wal_limit, also=self._tell_notes)
             self._watch.start()
 
     def _reader_pool(self) -> ReaderPool:

@@ -16,11 +16,14 @@ from .applier import Applier, Applying
 from .busy import Busy
 from .core import Core
 from .divergence import Divergence
+from .measures import Measures
 from .messages import Message
 from .trust import Trust
 from .turns import Turns
 from .upkeep import Upkeep
 from .verification import Verification
+
+QUEUE_SHOWN = 20
 
 
 class Report:
@@ -42,6 +45,7 @@ class Report:
         divergence: Divergence,
         verification: Verification,
         busy: Busy,
+        measures: Measures,
         failed: Callable[[], str | None],
         oldest_snapshot: Callable[[], Snapshot | None],
     ) -> None:
@@ -55,6 +59,7 @@ class Report:
         self._divergence = divergence
         self._verification = verification
         self._busy = busy
+        self._measures = measures
         self._failed = failed
         self._oldest_snapshot = oldest_snapshot
 
@@ -85,8 +90,10 @@ class Report:
             "host": {"pid": os.getpid(), "reluctant": self._config.reluctant},
             "lease": self._at_work(),
             "waiting": len(self._core.leader.sequencer) + len(self._turns),
+            "queue": self._queue(),
             **state.counts,
             **self._upkeep.status(view),
+            **self._measures.status(),
         }
 
     def _snapshot_age(self) -> float | None:
@@ -101,6 +108,13 @@ class Report:
             return self._turns.who()
         told: str | None = self._core.peers.get(holder.source, {}).get("turn")
         return told
+
+    def _queue(self) -> list[str]:
+        """Who waits for the write lease: this node's own transactions, and on the leader also other nodes."""
+        others = [
+            claim.who for claim in self._core.leader.sequencer.waiting() if claim.source != self._config.address
+        ]
+        return [*self._turns.waiting(), *others][:QUEUE_SHOWN]
 
     def _member(self, address: str, view: RaftView) -> dict[str, Any]:
         """A member as this node knows it; its own words about itself are up to half a second old."""
@@ -122,6 +136,7 @@ class Report:
             "reluctant": told.get("reluctant"),
             "applying": told.get("applying"),
             "heard": round(time.monotonic() - told["heard"], 3) if told else None,
+            **self._measures.of_member(address, told),
         }
 
     def progress(self) -> Message:
@@ -140,6 +155,8 @@ class Report:
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
             "applying": _plain(self._busy.here()),
+            "log_bytes": self._driver.log_bytes,
+            **self._measures.progress(),
         }
 
     def _wanted_copy(self) -> int | None:

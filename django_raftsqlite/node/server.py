@@ -126,6 +126,8 @@ class _Connection:
             "staleness": self._staleness,
             "reach": self._reach,
             "status": self._status,
+            "figures": host.figures,
+            "note": host.note,
             "verify": lambda timeout: host.verify(timeout=timeout),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..sqlite.readers import ReaderPool
@@ -21,11 +22,19 @@ class SnapshotWatch:
     """While the -wal file is above ``limit`` (bytes): frees the snapshots of this process's old SELECTs.
 
     Only those of autocommit; a transaction that only reads is named in the log, once. The thread never waits for
-    one of the application's: what is at work is left alone until the next time. Times are seconds.
+    one of the application's: what is at work is left alone until the next time. ``also`` is called each time, for
+    what else a process does now and then. Times are seconds.
     """
 
     def __init__(
-        self, pool: ReaderPool, path: Path, limit: int, *, old: float = OLD, every: float = CHECK_EVERY
+        self,
+        pool: ReaderPool,
+        path: Path,
+        limit: int,
+        *,
+        old: float = OLD,
+        every: float = CHECK_EVERY,
+        also: Callable[[], object] = lambda: None,
     ) -> None:
         self._pool = pool
         self._path = path
@@ -33,6 +42,7 @@ class SnapshotWatch:
         self._limit = limit
         self._old = old
         self._every = every
+        self._also = also
         self._told: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"raftsqlite-snapshots {path.name}", daemon=True)
@@ -75,6 +85,7 @@ class SnapshotWatch:
     def _run(self) -> None:
         while not self._stop.wait(self._every):
             try:
+                self._also()
                 self.check()
             except Exception:
                 logger.exception("old readers of %s cannot be found out", self._path)

@@ -18,7 +18,7 @@ NAME = "suspect.json"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What an observer is told: a node whose content is not, or may not be, what the log led to.
+    """An event (see :mod:`.events`): a node whose content is not, or may not be, what the log led to.
 
     ``member`` is the address of the one that differs, and ``node`` of the one that says so; ``suspect``: it stops
     serving and leading. Else nobody can tell which of two is wrong, and both go on. ``index`` is the log index at

@@ -12,7 +12,6 @@ from .suspicion import Difference, Mark
 
 logger = logging.getLogger("django_raftsqlite.node")
 
-OBSERVER_TIMEOUT = 2.0
 RESYNCS = 3
 """How often a node replaces its content within RESYNCS_WITHIN seconds: more would not help."""
 RESYNCS_WITHIN = 3600.0
@@ -23,7 +22,7 @@ class Trust:
 
     A node becomes suspect once, whoever finds out, on any thread: ``stop_applying`` is called; it is written down
     (:class:`~.suspicion.Mark`), so that no process of the node reads on; ``announce(reason)``, which must not
-    wait, and the observers, in a thread of their own, are told. ``failed(reason)`` is called where that is not
+    wait, and the observers (``tell``) are told. ``failed(reason)`` is called where that is not
     possible: nobody to be healed by, or no word on the disk. Only :meth:`restored` ends it.
     """
 
@@ -31,17 +30,18 @@ class Trust:
         self,
         config: NodeConfig,
         *,
+        tell: Callable[[object], object],
         stop_applying: Callable[[], object],
         announce: Callable[[str], object],
         failed: Callable[[str], object],
     ) -> None:
         self._config = config
+        self._tell = tell
         self._stop_applying = stop_applying
         self._announce = announce
         self._failed = failed
         self._mark = Mark(config.folder)
         self._mutex = threading.Lock()
-        self._observing: list[threading.Thread] = []
         self._resynced: list[float] = []
         self.suspect: str | None = None
 
@@ -68,12 +68,12 @@ class Trust:
             return
         logger.error("node %s is suspect, and serves neither reads nor writes: %s", config.address, reason)
         self._announce(reason)
-        self._observe(Difference(config.address, config.address, reason, suspect=True, index=index))
+        self._tell(Difference(config.address, config.address, reason, suspect=True, index=index))
 
     def undecided(self, member: str, reason: str, index: int) -> None:
         """This node or ``member`` is in the wrong, and nobody can tell which."""
         logger.error("node %s: %s", self._config.address, reason)
-        self._observe(Difference(self._config.address, member, reason, suspect=False, index=index))
+        self._tell(Difference(self._config.address, member, reason, suspect=False, index=index))
 
     def wants_copy(self) -> bool:
         """Whether the node is to be healed by a sound member's content. Loop thread."""
@@ -93,24 +93,3 @@ class Trust:
             self._config.address,
             reason,
         )
-
-    def close(self) -> None:
-        """Wait (2 s at most) for the observers that are still at it."""
-        for thread in self._observing:
-            thread.join(OBSERVER_TIMEOUT)
-
-    def _observe(self, difference: Difference) -> None:
-        """Tell the application, in a thread of its own: what it does must not keep consensus waiting."""
-
-        def run() -> None:
-            for observer in self._config.observers:
-                try:
-                    observer(difference)
-                except Exception:
-                    logger.exception("an observer of divergence failed")
-
-        if self._config.observers:
-            thread = threading.Thread(target=run, name="raftsqlite-divergence", daemon=True)
-            self._observing = [each for each in self._observing if each.is_alive()]
-            self._observing.append(thread)
-            thread.start()

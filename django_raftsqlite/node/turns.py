@@ -84,6 +84,11 @@ class Turns:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def waiting(self) -> list[str]:
+        """Who waits here, in order (a snapshot; any thread)."""
+        with self._mutex:
+            return [str(turn) for turn in self._waiting]
+
     @property
     def holder(self) -> Turn | None:
         """The turn that was given (a snapshot; any thread)."""

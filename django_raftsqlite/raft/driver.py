@@ -48,6 +48,7 @@ class RaftDriver:
     "node."; ``on_view(view)`` at the start and whenever role, term, leader, connected peers or established changed.
     ``on_told()`` follows ``on_commit`` when the followers were told what is committed: what wakes other threads
     belongs there, since they take the interpreter lock from this one. ``room()`` False holds back further commits.
+    ``on_sync(seconds)`` says how long an fsync of the log took; of all of these it alone is called from within.
 
     ``applied`` None: the state machine's file is not to be relied on; the member starts halted (:meth:`halt`). So it
     does where the log shows it, unless it is alone: ``mismatch`` says why.
@@ -66,6 +67,7 @@ class RaftDriver:
         on_view: Callable[[RaftView], None],
         on_told: Callable[[], None] = lambda: None,
         room: Callable[[], bool] | None = None,
+        on_sync: Callable[[float], object] | None = None,
         applied_term: int | None = None,
         facts: Mapping[str, str] | None = None,
         name: str = "",
@@ -78,6 +80,7 @@ class RaftDriver:
         self._on_view = on_view
         self._on_told = on_told
         self._room = room
+        self._on_sync = on_sync
         self._facts = dict(facts or {})
         self._thread = LoopThread(
             f"raftsqlite {name or config.address}", opened=self._open, closed=self._close, after_calls=self._settle
@@ -273,6 +276,8 @@ class RaftDriver:
         config = self.config
         _make_folder(config.log.parent, config.mode)
         self._log = log = RaftLog(config.log, mode=config.mode, durable=config.durable)
+        if self._on_sync is not None:
+            log.synced = self._on_sync
         self._check_cluster(log)
         if config.others:
             _lower_switch_interval()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -91,7 +92,8 @@ class RaftLog(Journal):  # type: ignore[misc]
     index is never replaced; ``durable_index <= last_index``; the newest entries, at most ``tail_bytes`` and
     ``tail_entries`` of them, are in memory, all others are read from the file and checked against their checksum.
 
-    After any method raised LogFault all others raise it too. Used by one thread.
+    After any method raised LogFault all others raise it too. Used by one thread. ``synced`` is told how many seconds
+    each fsync took.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class RaftLog(Journal):  # type: ignore[misc]
         self.path = path
         self.fault: str | None = None
         self.dirty = False
+        self.synced: Callable[[float], object] = lambda _seconds: None
         self._tail_bytes = tail_bytes
         self._tail_entries = tail_entries
         self._tail: dict[int, Entry] = {}
@@ -216,9 +219,11 @@ class RaftLog(Journal):  # type: ignore[misc]
         self._check()
         if not self.dirty:
             return
+        began = time.monotonic()
         self._write("COMMIT", ())
         self.dirty = False
         self.durable_index = self.last_index
+        self.synced(time.monotonic() - began)
 
     def entry(self, index: int) -> Entry:
         """The entry at ``index``; IndexError when the log does not hold it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ class DirectNode:
         self.config = config
         self.submitted: list[Transaction] = []
         self.barriers = 0
+        self.notes: Counter[str] = Counter()
         self.limits: list[float] = []
         self.reached: list[int] = []
         self.fail_next: Exception | None = None
@@ -94,6 +96,9 @@ class DirectNode:
         self._fail()
         self.reached.append(version)
         return lineage == self.base.lineage and version <= self.base.version
+
+    def note(self, what: str) -> None:
+        self.notes[what] += 1
 
     def status(self) -> dict[str, Any]:
         return {"node": self.config.address, "role": "leader", "applied_index": self._machine.applied_index}

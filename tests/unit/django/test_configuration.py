@@ -16,6 +16,7 @@ from django_raftsqlite.dbapi.freshness import Freshness
 from django_raftsqlite.environment import environment_variable, merge_environment
 from django_raftsqlite.functions import register_django_functions
 from django_raftsqlite.node.api import NodeConfig, TLSFiles
+from django_raftsqlite.signals import Sender
 
 PEERS = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]
 SECRET = "a secret of some length"
@@ -51,7 +52,11 @@ def message_of(settings_dict: dict[str, Any], alias: str = "default") -> str:
 def test_empty_options_are_a_group_of_one_that_opens_no_port(settings: Any, tmp_path: Path) -> None:
     configuration = configure("default", settings())
     assert configuration.node == NodeConfig(
-        name=tmp_path / "db.sqlite3", address=LOCALHOST, peers=(LOCALHOST,), registrars=(register_django_functions,)
+        name=tmp_path / "db.sqlite3",
+        address=LOCALHOST,
+        peers=(LOCALHOST,),
+        registrars=(register_django_functions,),
+        observers=(Sender("default"),),
     )
     assert configuration.reads == Freshness("local", max_staleness=5.0)
     assert (configuration.transaction_mode, configuration.init_commands) == (None, ())

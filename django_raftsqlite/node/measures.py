@@ -1,0 +1,111 @@
+"""What a hosted node measures of itself and tells of its life: its figures, and the events that others are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+
+from .. import __version__
+from ..raft.config import RaftView
+from .api import NodeConfig
+from .distances import Distances
+from .events import Events, LeaderChanged, NodeReady
+from .figures import Figures
+from .messages import Message
+from .recent import Recent
+from .space import Space
+
+
+class Measures:
+    """The one place where a node's parts leave what they measure; nothing depends on it.
+
+    ``figures`` and ``distances`` are written by those parts. ``version`` and ``applied`` give the newest version and
+    log index that are applied here. Loop thread, but for :meth:`plain`.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        events: Events,
+        *,
+        version: Callable[[], int],
+        applied: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._address = config.address
+        self._tell = events.tell
+        self._applied = applied
+        self._clock = clock
+        self._space = Space(config.name)
+        self._view: RaftView | None = None
+        self._leader: str | None = None
+        self._led: tuple[str, int] | None = None  # the latest leader that was known, and its term
+        self._since = clock()
+        self._ready_at: int | None = None
+        self._ready = False
+        self.figures = Figures()
+        self.distances = Distances()
+        self.recent = Recent(self.figures.commit, version)
+
+    def on_view(self, view: RaftView) -> None:
+        """The member's place in the group changed."""
+        before, self._view = self._view, view
+        if view.role in {"candidate", "leader"} and (before is None or view.term != before.term):
+            self.figures.elections += 1
+        if view.leader != self._leader:
+            self._leader, self._since = view.leader, self._clock()
+        if view.leader is None or self._led == (view.leader, view.term):
+            return
+        previous, self._led = self._led, (view.leader, view.term)
+        if previous is not None and previous[0] == view.leader:
+            return  # elected again
+        self.figures.leader_changes += 1
+        former = None if previous is None else previous[0]
+        self._tell(LeaderChanged(self._address, view.leader, former, view.term))
+
+    def tick(self, ask: Callable[[Callable[[int | None], None]], object]) -> None:
+        """Time passes. ``ask`` is a read barrier: it tells what is to be applied before the node is ready."""
+        self.recent.tick()
+        if self._ready or self._view is None or self._view.leader is None:
+            return
+        if self._ready_at is None:
+            self._ready_at = -1
+            ask(self._answered)
+        elif 0 <= self._ready_at <= self._applied():
+            self._ready = True
+            self._tell(NodeReady(self._address, self._view.leader, self._ready_at))
+
+    def _answered(self, index: int | None) -> None:
+        self._ready_at = index
+
+    def progress(self) -> Message:
+        """What the others are told of it."""
+        return {"space": self._space.plain(), "package": __version__, "sqlite": apsw.sqlite_lib_version()}
+
+    def status(self) -> dict[str, Any]:
+        """What the node's status says of it."""
+        seconds = round(self._clock() - self._since, 3)
+        return {
+            "ready": self._ready,
+            "leader_since": None if self._leader is None else seconds,
+            "package": __version__,
+            "sqlite": apsw.sqlite_lib_version(),
+        }
+
+    def of_member(self, address: str, told: Message) -> dict[str, Any]:
+        """What the status says of a member, by its own words."""
+        return {
+            "round_trip": self.distances.round_trips.get(address),
+            "clock_offset": self.distances.offsets.get(address),
+            "space": told.get("space") or {},
+            "log_bytes": told.get("log_bytes"),
+            "package": told.get("package"),
+            "sqlite": told.get("sqlite"),
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """See Backend.figures. Any thread."""
+        return {**self.figures.plain(), "recent": self.recent.plain()}
