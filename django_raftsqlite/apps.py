@@ -13,6 +13,7 @@ class RaftSQLiteConfig(AppConfig):
     verbose_name = "SQLite (Raft)"
 
     def ready(self) -> None:
-        from .validation import check_settings  # noqa: PLC0415 - after the settings
+        from .validation import check_deployment, check_settings  # noqa: PLC0415 - after the settings
 
         checks.register(check_settings)
+        checks.register(check_deployment, deploy=True)

@@ -312,6 +312,12 @@ FIGURES: tuple[Figure, ...] = (
         "Bytes of snapshots that this node was sent.",
         _one(lambda s: s["snapshots"]["received_bytes"]),
     ),
+    Figure(
+        GaugeMetricFamily,
+        "last_backup_timestamp_seconds",
+        "Unix time of the last backup that the members know of; missing where they know of none.",
+        _one(lambda s: (s["last_backup"] or {"time": None})["time"]),
+    ),
     # Processes
     Figure(
         GaugeMetricFamily,

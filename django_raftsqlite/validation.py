@@ -1,130 +1,91 @@
-"""System checks ``raftsqlite.*``: the settings of every alias that uses this backend.
-
-========  =============================================================================
-E001      an unknown or misplaced option
-E002      NAME
-E003      node and peers
-E004      secret and tls
-E005      timeout, election_timeout, apply_timeout, max_transaction_bytes, wal_limit, log_entries, log_bytes,
-          snapshot_rate, on_divergence, mode, host
-E006      functions
-E007      reads, transaction_mode, init_command
-E008      the environment variable ``RAFTSQLITE_<ALIAS>``
-W001      an even number of voting members
-W002      this version of Django is newer than the newest tested one
-W003      the files of the node belong to another user, or may not be read or written
-W004      a write gives up before a new leader can be elected
-========  =============================================================================
-"""
+"""System checks ``raftsqlite.*``; the page "System checks" (docs/checks.md) has them one by one."""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import django
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.backends.base.validation import BaseDatabaseValidation
 
-from .configuration import configure, find_problems
-from .node.api import NodeConfig
+from . import node_checks, settings_checks
+from .configuration import Configuration, configure, find_problems
 
-NEWEST_TESTED_DJANGO = (6, 1)
+Messages = list[checks.CheckMessage]
 
 
 class DatabaseValidation(BaseDatabaseValidation):
-    """What ``manage.py check --database <alias>`` and ``migrate`` run."""
+    """What ``manage.py check --database <alias>`` and ``migrate`` run: they may ask the node, if it runs."""
 
-    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
-        return super().check(**kwargs) + check_alias(self.connection.alias, self.connection.settings_dict)
+    def check(self, **kwargs: Any) -> Messages:
+        alias, settings_dict = self.connection.alias, self.connection.settings_dict
+        return super().check(**kwargs) + check_alias(alias, settings_dict) + check_group(alias, settings_dict)
 
 
 def check_settings(
     databases: Sequence[str] | None = None,
     **kwargs: Any,  # noqa: ARG001 - Django's signature
-) -> list[checks.CheckMessage]:
-    """What ``manage.py check`` runs for the aliases that Django's own database check leaves out.
+) -> Messages:
+    """What ``manage.py check`` runs for the aliases that Django's own database check leaves out, and between aliases.
 
     Only settings and files are looked at; no node is opened.
     """
-    found: list[checks.CheckMessage] = []
-    for alias, settings_dict in connections.settings.items():
-        if settings_dict["ENGINE"] == __package__ and alias not in (databases or ()):
+    found: Messages = []
+    for alias, settings_dict in _ours().items():
+        if alias not in (databases or ()):
             found += check_alias(alias, settings_dict)
+    return found + list(settings_checks.of_all(_configurations()))
+
+
+def check_deployment(
+    databases: Sequence[str] | None = None,  # noqa: ARG001 - Django's signature
+    **kwargs: Any,  # noqa: ARG001
+) -> Messages:
+    """What ``manage.py check --deploy`` runs besides; nodes that run are asked."""
+    configurations = _configurations()
+    found = list(settings_checks.of_deployment(configurations))
+    for alias, configuration in configurations.items():
+        status = node_checks.status_of(configuration.node)
+        if status is not None:
+            found += node_checks.of_backups(alias, status)
     return found
 
 
-def check_alias(alias: str, settings_dict: dict[str, Any]) -> list[checks.CheckMessage]:
-    """Every error and warning about one alias."""
-    found: list[checks.CheckMessage] = [
+def check_alias(alias: str, settings_dict: dict[str, Any]) -> Messages:
+    """Every error and warning about one alias, by its settings and files."""
+    found: Messages = [
         checks.Error(f"{problem.path} {problem.text}", hint=problem.advice or None, id=f"raftsqlite.{problem.id}")
         for problem in find_problems(alias, settings_dict)
     ]
-    found += _django_version()
-    if not any(message.level >= checks.ERROR for message in found):
-        try:
-            node = configure(alias, settings_dict).node
-        except ImproperlyConfigured as error:  # pragma: no cover - a file vanished between the two looks
-            return [*found, checks.Error(str(error), id="raftsqlite.E002")]
-        found += [*_members(alias, node), *_files(alias, node), *_timeouts(alias, node)]
+    configuration = None if found else _configured(alias, settings_dict)
+    if configuration is not None:
+        found += settings_checks.of_alias(alias, settings_dict, configuration)
     return found
 
 
-def _django_version() -> Iterable[checks.CheckMessage]:
-    if django.VERSION[:2] > NEWEST_TESTED_DJANGO:
-        yield checks.Warning(
-            f"Django {django.get_version()} is newer than the newest version this backend was tested with "
-            f"({'.'.join(map(str, NEWEST_TESTED_DJANGO))}).",
-            hint="Look for a newer django-raftsqlite, and run your own tests before you deploy.",
-            id="raftsqlite.W002",
-        )
+def check_group(alias: str, settings_dict: dict[str, Any]) -> Messages:
+    """Every warning about one alias by what its node knows; none where no process hosts that."""
+    configuration = _configured(alias, settings_dict)
+    status = None if configuration is None else node_checks.status_of(configuration.node)
+    if configuration is None or status is None:
+        return []
+    return list(node_checks.of_group(alias, configuration.node, status))
 
 
-def _members(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
-    count = len(node.peers)
-    if count % 2 == 0:
-        yield checks.Warning(
-            f'DATABASES["{alias}"]["OPTIONS"]["peers"] has {count} members, which survive the loss of no more nodes '
-            f"than {count - 1} would.",
-            hint="Use 3 or 5 members.",
-            id="raftsqlite.W001",
-        )
+def _ours() -> dict[str, dict[str, Any]]:
+    return {alias: each for alias, each in connections.settings.items() if each["ENGINE"] == __package__}
 
 
-def _files(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
-    for path in (node.name, node.folder):
-        try:
-            found = path.stat()
-        except OSError:
-            continue
-        uid = os.geteuid()
-        needed = os.R_OK | os.W_OK | (os.X_OK if stat.S_ISDIR(found.st_mode) else 0)
-        if not os.access(path, needed):
-            yield checks.Warning(
-                f'DATABASES["{alias}"]["NAME"]: {path} belongs to uid {found.st_uid} with mode '
-                f"{stat.S_IMODE(found.st_mode):#o}; uid {uid}, which runs this process, may not read and write it.",
-                hint='Run every process of the node as one user, or share a group and set OPTIONS["mode"] to "0660".',
-                id="raftsqlite.W003",
-            )
-        elif found.st_uid != uid and not node.mode & 0o060:
-            yield checks.Warning(
-                f'DATABASES["{alias}"]["NAME"]: {path} belongs to uid {found.st_uid}, but this process runs as '
-                f"uid {uid}. Files that it makes are then closed to the others.",
-                hint='Run every process of the node as one user, or share a group and set OPTIONS["mode"] to "0660".',
-                id="raftsqlite.W003",
-            )
+def _configurations() -> dict[str, Configuration]:
+    """Those of the aliases that have no error of their own."""
+    found = {alias: _configured(alias, each) for alias, each in _ours().items()}
+    return {alias: each for alias, each in found.items() if each is not None}
 
 
-def _timeouts(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
-    # An election starts at most two election timeouts after the leader's last word, and takes about one more.
-    if len(node.peers) > 1 and node.timeout < 3 * node.election_timeout:
-        yield checks.Warning(
-            f'DATABASES["{alias}"]["OPTIONS"]["timeout"] is {node.timeout:g} s, less than three times the '
-            f"election_timeout of {node.election_timeout:g} s: writes fail whenever the leader changes.",
-            hint=f"Write a timeout of at least {3 * node.election_timeout:g}.",
-            id="raftsqlite.W004",
-        )
+def _configured(alias: str, settings_dict: dict[str, Any]) -> Configuration | None:
+    try:
+        return configure(alias, settings_dict)
+    except ImproperlyConfigured:
+        return None

@@ -22,6 +22,7 @@ import apsw
 from .. import __version__
 from ..exceptions import Error, Unavailable
 from ..node.api import NodeConfig
+from ..node.lastbackup import NAME as LAST_BACKUP
 from ..node.registry import open_node
 from ..node.suspicion import Mark
 from ..signals import send_backup_finished
@@ -39,7 +40,6 @@ logger = logging.getLogger("django_raftsqlite.backups")
 SCRATCH = "backup-"
 """What the names of folders with unfinished copies begin with, in the node's folder; and how old they get:"""
 SCRATCH_SECONDS = 24 * 3600.0
-LAST = "last-backup.json"
 
 
 class BackupFailed(Exception):
@@ -86,7 +86,7 @@ def take_backup(
 def last_backup(config: NodeConfig) -> dict[str, object] | None:
     """The newest backup that this node took: its manifest's fields and ``place``; None where it knows of none."""
     try:
-        found = json.loads((config.folder / LAST).read_text())
+        found = json.loads((config.folder / LAST_BACKUP).read_text())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -222,8 +222,8 @@ def scratch_folder(config: NodeConfig) -> Iterator[Path]:
 
 
 def _note(config: NodeConfig, place: Place, manifest: Manifest) -> None:
-    path = config.folder / LAST
-    made = path.with_name(f"{LAST}.{os.getpid()}")
+    path = config.folder / LAST_BACKUP
+    made = path.with_name(f"{LAST_BACKUP}.{os.getpid()}")
     try:
         made.write_text(json.dumps({**asdict(manifest), "place": str(place)}))
         made.chmod(config.mode)

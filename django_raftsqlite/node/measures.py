@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import apsw
@@ -14,6 +14,7 @@ from .api import NodeConfig
 from .distances import Distances
 from .events import Events, LeaderChanged, NodeReady
 from .figures import Figures
+from .lastbackup import LastBackup, newest
 from .messages import Message
 from .recent import Recent
 from .space import Space
@@ -40,6 +41,7 @@ class Measures:
         self._applied = applied
         self._clock = clock
         self._space = Space(config.name)
+        self._backup = LastBackup(config.folder)
         self._view: RaftView | None = None
         self._leader: str | None = None
         self._led: tuple[str, int] | None = None  # the latest leader that was known, and its term
@@ -83,13 +85,19 @@ class Measures:
 
     def progress(self) -> Message:
         """What the others are told of it."""
-        return {"space": self._space.plain(), "package": __version__, "sqlite": apsw.sqlite_lib_version()}
+        return {
+            "space": self._space.plain(),
+            "backup": self._backup(),
+            "package": __version__,
+            "sqlite": apsw.sqlite_lib_version(),
+        }
 
-    def status(self) -> dict[str, Any]:
-        """What the node's status says of it."""
+    def status(self, told: Iterable[Message]) -> dict[str, Any]:
+        """What the node's status says of it; ``told`` is what the others said of themselves."""
         seconds = round(self._clock() - self._since, 3)
         return {
             "ready": self._ready,
+            "last_backup": newest([self._backup(), *(each.get("backup") for each in told)]),
             "leader_since": None if self._leader is None else seconds,
             "package": __version__,
             "sqlite": apsw.sqlite_lib_version(),

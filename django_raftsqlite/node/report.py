@@ -93,7 +93,7 @@ class Report:
             "queue": self._queue(),
             **state.counts,
             **self._upkeep.status(view),
-            **self._measures.status(),
+            **self._measures.status(self._core.peers.values()),
         }
 
     def _snapshot_age(self) -> float | None:

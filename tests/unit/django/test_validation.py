@@ -96,7 +96,8 @@ def test_each_alias_is_checked_once_by_manage_py_check(monkeypatch: Any, tmp_pat
 
 def test_the_connections_own_check_runs_them_too(monkeypatch: Any) -> None:
     monkeypatch.setattr(validation, "check_alias", lambda alias, settings_dict: [alias])
-    assert connection.validation.check() == ["default"]
+    monkeypatch.setattr(validation, "check_group", lambda alias, settings_dict: [f"{alias}'s group"])
+    assert connection.validation.check() == ["default", "default's group"]
 
 
 def test_the_application_is_optional(tmp_path: Path) -> None:

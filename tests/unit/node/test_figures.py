@@ -271,9 +271,9 @@ def test_a_node_is_ready_once_it_has_applied_what_was_committed_when_it_began(tm
     (answer,) = node.asked
     answer(9)
     node.tick()
-    assert not node.measures.status()["ready"]
+    assert not node.measures.status(())["ready"]
     node.applied = 9
     node.tick()
     node.tick()
-    assert node.measures.status()["ready"]
+    assert node.measures.status(())["ready"]
     assert node.told[1:] == [NodeReady("a", "b", 9)]
