@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 LOOK_EVERY = 5.0
@@ -20,7 +21,7 @@ class Space:
         self._known: dict[str, int] = {}
 
     def plain(self) -> dict[str, int]:
-        """``{"database": bytes, "free": bytes}``; what cannot be found out is missing."""
+        """``{"database": bytes, "wal": bytes, "free": bytes}``; what cannot be found out is missing."""
         now = self._clock()
         if now >= self._next:
             self._next = now + LOOK_EVERY
@@ -29,10 +30,9 @@ class Space:
 
     def _look(self) -> dict[str, int]:
         known = {}
-        try:
+        with suppress(OSError):
             known["database"] = self._path.stat().st_size
             found = os.statvfs(self._path.parent)
             known["free"] = found.f_bavail * found.f_frsize
-        except OSError:
-            pass
+            known["wal"] = self._path.with_name(f"{self._path.name}-wal").stat().st_size
         return known
