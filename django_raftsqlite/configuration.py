@@ -15,15 +15,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from .addresses import is_loopback, parse_address
+from .backups.places import OpenStorage
 from .commands import is_short_lived
 from .consistency import LEVELS
 from .dbapi.freshness import Freshness, Level
 from .environment import environment_variable, merge_environment
 from .functions import load_functions, register_django_functions
-from .node.api import NodeConfig, TLSFiles
+from .node.api import ArchiveConfig, NodeConfig, TLSFiles
 from .signals import Sender
 from .sqlite.functions import Registrar
 from .wording import kind, listed, suggest
@@ -50,6 +52,7 @@ OPTIONS = (
     "log_bytes",
     "snapshot_rate",
     "on_divergence",
+    "archive",
     "mode",
     "host",
 )
@@ -66,6 +69,10 @@ TRANSACTION_BYTES_RANGE = (1024 * 1024, 1024 * 1024 * 1024)
 WAL_LIMIT_RANGE = (1024 * 1024, 1024 * 1024 * 1024 * 1024)
 LOG_ENTRIES_RANGE = (10, 1_000_000_000)
 LOG_BYTES_RANGE = WAL_LIMIT_RANGE
+_ARCHIVE = ("storage", "interval", "hold")
+ARCHIVE_INTERVAL = 10.0
+ARCHIVE_INTERVALS = (0.1, 3600.0)
+ARCHIVE_HOLD = 1024 * 1024 * 1024
 SNAPSHOT_RATE_RANGE = (64 * 1024, 1024 * 1024 * 1024 * 1024)
 
 # A key of our own in a settings dictionary; Django's copies of it (threads, test workers) carry it along.
@@ -169,6 +176,7 @@ class _Reader:
             durable=not testing,
             registrars=self._registrars(),
             on_divergence=self._on_divergence(),
+            archive=None if testing else self._archive(),
             observers=() if testing else (Sender(self.alias),),
             reluctant=not testing and is_short_lived(sys.argv),
         )
@@ -402,6 +410,38 @@ class _Reader:
         else:
             return value
         return default
+
+    def _archive(self) -> ArchiveConfig | None:
+        archive = self._option("archive")
+        if archive is None:
+            return None
+        advice = (
+            'Write {"storage": alias, "interval": seconds}, with an alias of STORAGES that all nodes share, such as '
+            '{"storage": "backups", "interval": 10}.'
+        )
+        if not isinstance(archive, Mapping):
+            self._problem("E005", "archive", f"is {kind(archive)}.", advice)
+            return None
+        unknown = [key for key in archive if key not in _ARCHIVE]
+        storage = archive.get("storage")
+        interval, hold = archive.get("interval", ARCHIVE_INTERVAL), archive.get("hold", ARCHIVE_HOLD)
+        least, most = ARCHIVE_INTERVALS
+        if unknown:
+            self._problem(
+                "E005", "archive", f"has the unknown key {unknown[0]!r}.{suggest(str(unknown[0]), _ARCHIVE)}", advice
+            )
+        elif not isinstance(storage, str) or storage not in settings.STORAGES:
+            known = listed(settings.STORAGES)
+            self._problem("E005", "archive", f"has the storage {storage!r}; STORAGES has {known}.", advice)
+        elif isinstance(interval, bool) or not isinstance(interval, int | float) or not least <= interval <= most:
+            self._problem(
+                "E005", "archive", f"has the interval {interval!r}.", f"Write seconds from {least:g} to {most:g}."
+            )
+        elif isinstance(hold, bool) or not isinstance(hold, int) or hold < 0:
+            self._problem("E005", "archive", f"has hold: {hold!r}.", f"Write bytes, such as {ARCHIVE_HOLD}.")
+        else:
+            return ArchiveConfig(OpenStorage(storage, self.alias), float(interval), hold)
+        return None
 
     def _mode(self) -> int:
         value = self._option("mode")

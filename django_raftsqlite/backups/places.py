@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -24,6 +25,9 @@ class Place(Protocol):
 
     def names(self, folder: str = "") -> list[str]:
         """The names of the files in a folder, sorted; none where there is no such folder."""
+
+    def folders(self, folder: str = "") -> list[str]:
+        """The names of the folders in a folder, sorted; none where there is no such folder."""
 
     def open(self, name: str) -> IO[bytes]:
         """A file to be read, which the caller closes."""
@@ -61,12 +65,18 @@ class Folder:
 
     def names(self, folder: str = "") -> list[str]:
         """See Place."""
+        return [path.name for path in self._list(folder) if path.is_file() and not path.name.endswith(".part")]
+
+    def folders(self, folder: str = "") -> list[str]:
+        """See Place."""
+        return [path.name for path in self._list(folder) if path.is_dir()]
+
+    def _list(self, folder: str) -> list[Path]:
         with _told_as(f"{self._path / folder} cannot be read"):
             try:
-                found = list((self._path / folder).iterdir())
+                return sorted((self._path / folder).iterdir())
             except FileNotFoundError:
                 return []
-            return sorted(path.name for path in found if path.is_file() and not path.name.endswith(".part"))
 
     def open(self, name: str) -> IO[bytes]:
         """See Place."""
@@ -118,13 +128,20 @@ class StoragePlace:
 
     def names(self, folder: str = "") -> list[str]:
         """See Place."""
+        return self._list(folder)[1]
+
+    def folders(self, folder: str = "") -> list[str]:
+        """See Place."""
+        return self._list(folder)[0]
+
+    def _list(self, folder: str) -> tuple[list[str], list[str]]:
         path = self._name(folder)
         with _told_as(f"{path} in {self._label} cannot be listed"):
             try:
-                _folders, files = self._storage.listdir(path)
+                folders, files = self._storage.listdir(path)
             except FileNotFoundError:
-                return []
-            return sorted(name for name in files if name)
+                return [], []
+            return sorted(name for name in folders if name), sorted(name for name in files if name)
 
     def open(self, name: str) -> IO[bytes]:
         """See Place."""
@@ -188,6 +205,17 @@ def storage_place(storage: str, alias: str) -> StoragePlace:
         return StoragePlace(storages[storage], f"raftsqlite/{alias}", f'STORAGES["{storage}"]')
     except InvalidStorageError as error:
         raise PlaceError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStorage:
+    """Opens the place of ``alias`` in ``STORAGES[storage]``, when it is needed. Raises PlaceError."""
+
+    storage: str
+    alias: str
+
+    def __call__(self) -> StoragePlace:
+        return storage_place(self.storage, self.alias)
 
 
 def digest_of(file: IO[bytes], told: Callable[[int], object] = lambda _: None) -> tuple[str, int]:

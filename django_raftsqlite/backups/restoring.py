@@ -17,6 +17,7 @@ from ..sqlite.copying import Layout, NoSpace, layout_of, need_space
 from ..sqlite.restoring import UnfitFile, prepare
 from .keeping import NoBackup, fetch
 from .manifest import Manifest
+from .moments import NoMoment, Reached, Target, replay
 from .places import Place, PlaceError
 from .progress import SILENT, Progress
 from .taking import scratch_folder
@@ -73,6 +74,20 @@ def from_backup(config: NodeConfig, place: Place, manifest: Manifest, progress: 
 
 
 @contextmanager
+def from_moment(
+    config: NodeConfig, places: tuple[Place, Place], target: Target, progress: Progress = SILENT
+) -> Iterator[tuple[Ready, Reached]]:
+    """Make the state of a moment, from backups in one place and the archive in another. Raises RestoreFailed."""
+    reached: list[Reached] = []
+
+    def get(path: Path) -> None:
+        reached.append(replay(config, places, target, path, progress))
+
+    with _prepared(config, get, progress, 0) as ready:
+        yield ready, reached[0]
+
+
+@contextmanager
 def from_file(config: NodeConfig, path: Path, progress: Progress = SILENT) -> Iterator[Ready]:
     """Check a SQLite file, which stays as it is; programs may have it open. Raises RestoreFailed."""
     if not path.is_file():
@@ -95,6 +110,7 @@ def _prepared(
             if callable(source):
                 fetched = folder / "fetched.sqlite3"
                 source(fetched)
+                need_space(folder, 2 * fetched.stat().st_size)
             else:
                 fetched = source
             progress.say("checking it (PRAGMA integrity_check)")
@@ -102,7 +118,7 @@ def _prepared(
             if callable(source):
                 fetched.unlink()
             yield Ready(config, folder / "prepared.sqlite3", progress)
-    except (UnfitFile, NoBackup, PlaceError, NoSpace, OSError, Error, apsw.Error) as error:
+    except (UnfitFile, NoBackup, NoMoment, PlaceError, NoSpace, OSError, Error, apsw.Error) as error:
         raise RestoreFailed(str(error)) from error
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from django_raftsqlite.backups.keeping import NoBackup, choose, find_backups, prune
+from django_raftsqlite.backups.moments import Target, parse_moment
 from django_raftsqlite.backups.places import Folder, Place, PlaceError, storage_place
 from django_raftsqlite.backups.progress import Progress
 from django_raftsqlite.backups.restoring import (
@@ -22,6 +24,7 @@ from django_raftsqlite.backups.restoring import (
     RestoreFailed,
     from_backup,
     from_file,
+    from_moment,
     is_empty,
 )
 from django_raftsqlite.backups.taking import BackupFailed, take_backup
@@ -49,6 +52,14 @@ def add_verbs(verbs: Any) -> list[ArgumentParser]:
     restore.add_argument(
         "source", nargs="?", metavar="SOURCE", help="a backup's file, a folder (its newest), or with --storage a name"
     )
+    moment = restore.add_mutually_exclusive_group()
+    moment.add_argument(
+        "--to",
+        type=_moment,
+        metavar="TIME",
+        help="the state of that moment, from a backup and the archive, such as 2026-11-20T14:03:00Z",
+    )
+    moment.add_argument("--to-index", type=int, metavar="N", help="the state after that log entry")
     load = verbs.add_parser("load", help="put any SQLite file in the place of the whole group's content")
     load.add_argument("source", metavar="FILE", help="such as the file of django.db.backends.sqlite3")
     for verb in (backup, backups, restore):
@@ -59,6 +70,13 @@ def add_verbs(verbs: Any) -> list[ArgumentParser]:
             "--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help=f"of any one step; default: {TIMEOUT:g}"
         )
     return [backup, backups, restore, load]
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def _at_least_one(text: str) -> int:
@@ -127,11 +145,34 @@ class BackupVerbs:
                 self._command.stdout.write(f"{each.name} is no backup: {each.problem}")
 
     def restore(self) -> None:
-        """Put a backup in the place of the group's content."""
+        """Put a backup, or the state of a moment, in the place of the group's content."""
+        if self._options["to"] is not None or self._options["to_index"] is not None:
+            self._restore_moment(Target(self._options["to_index"], self._options["to"]))
+            return
         place, name = self._source()
         manifest = choose(find_backups(place), place, name)
         what = f"{manifest.file}, taken {manifest.time} at log index {manifest.index}"
         with from_backup(self._config, place, manifest, self._progress) as ready:
+            self._put(ready, what)
+
+    def _restore_moment(self, target: Target) -> None:
+        archive = self._config.archive
+        if archive is None:
+            raise CommandError('OPTIONS["archive"] is not set: there is no log to take a moment from')
+        if target.time is not None and target.time > datetime.now(UTC):
+            raise CommandError(f"{target} is yet to come")
+        kept = archive.open()
+        place = kept
+        if self._options["source"] is not None or self._options["storage"] is not None:
+            place, name = self._source()
+            if name is not None:
+                raise CommandError("with --to, SOURCE is a folder: the backup before that moment is found there")
+        with from_moment(self._config, (place, kept), target, self._progress) as (ready, reached):
+            when = "" if reached.time is None else f", written at {reached.time.isoformat()}"
+            what = f"the state after log index {reached.index}{when}"
+            if not reached.complete:
+                what += " (the archive ends there: what was written later, up to that moment, is not in it)"
+            self._progress.say(what)
             self._put(ready, what)
 
     def load(self) -> None:

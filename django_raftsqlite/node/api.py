@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import StatementError
@@ -24,6 +24,38 @@ class TLSFiles:
     authority: Path
 
 
+class ArchiveStore(Protocol):
+    """Files by name, somewhere else. Every method may wait for long, and raise anything. One thread at a time."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names of the files in a folder; none where there is no such folder."""
+
+    def folders(self, folder: str = "") -> list[str]:
+        """The names of the folders in a folder; none where there is no such folder."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to be read."""
+
+    def write(self, name: str, source: IO[bytes], told: Callable[[int], object]) -> None:
+        """Keep what ``source`` holds under this name."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; harmless where there is none."""
+
+    def __str__(self) -> str:
+        """For messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveConfig:
+    """The archive of the log: ``open`` gives where it is, every ``interval`` seconds what was committed is shipped,
+    and up to ``hold`` bytes more of the log than usual are kept while it cannot be."""
+
+    open: Callable[[], ArchiveStore]
+    interval: float
+    hold: int
+
+
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One node of one group, checked and complete.
@@ -39,7 +71,8 @@ class NodeConfig:
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
     the socket. ``on_divergence``: what a node does whose content differs from that of the majority, "resync" or
     "stop"; ``observers`` are told of it and of the other :mod:`~.events`, in a thread of their own. ``reluctant``:
-    this process will soon end, so that its node leaves leading the group to others.
+    this process will soon end, so that its node leaves leading the group to others. ``archive``: where the log is
+    kept for good, if it is.
     """
 
     name: Path
@@ -63,6 +96,7 @@ class NodeConfig:
     on_divergence: Literal["resync", "stop"] = "resync"
     observers: tuple[Observer, ...] = ()
     reluctant: bool = False
+    archive: ArchiveConfig | None = None
 
     @property
     def folder(self) -> Path:

@@ -19,6 +19,7 @@ from ..sqlite.copying import Layout
 from ..sqlite.entry import Base, Outcome, RequestId
 from ..sqlite.errors import Distrust, NodeFault
 from ..sqlite.machine import StateMachine
+from ..sqlite.tables import Archive
 from .checkpoints import Checkpoints
 from .divergence import Digests
 from .lane import ScratchLane
@@ -184,6 +185,11 @@ class Applier:
     def layout(self) -> Layout:
         """The layout of the file."""
         return self._machine.layout
+
+    @property
+    def archive(self) -> Archive | None:
+        """The archive of the group's log, if it was begun."""
+        return self._machine.archive
 
     def is_open(self, origin: bytes) -> bool:
         """Whether the origin's requests are accepted. Apply thread."""

@@ -19,6 +19,7 @@ from ..sqlite.scratch import Scratch
 from . import fingerprint
 from .api import NodeConfig
 from .applier import Applier
+from .archive import Archiver
 from .busy import Busy
 from .calls import Calls
 from .core import Core
@@ -164,6 +165,7 @@ class HostedNode:
             figures=self._measures.figures,
             view=lambda: self._view,
         )
+        self._archiver = self._make_archiver(config)
         self._upkeep = Upkeep(
             config,
             self._driver,
@@ -173,6 +175,7 @@ class HostedNode:
             failed=self._fail,
             suspect=lambda: self.suspect is not None,
             distrust=self._distrust,
+            archiver=self._archiver,
         )
         self._divergence = Divergence(
             config.address,
@@ -198,6 +201,7 @@ class HostedNode:
             self._applier,
             turns=self._turns,
             upkeep=self._upkeep,
+            archiver=self._archiver,
             trust=self._trust,
             divergence=self._divergence,
             verification=self._verification,
@@ -213,6 +217,19 @@ class HostedNode:
         else:
             fingerprint.forget(config.folder)
 
+    def _make_archiver(self, config: NodeConfig) -> Archiver | None:
+        if config.archive is None:
+            return None
+        return Archiver(
+            config.archive,
+            self._driver,
+            name=config.name.name,
+            call=self._driver.call,
+            archive=lambda: self._applier.archive,
+            begin=self._core.leader.begin_archive,
+            told=lambda: self._core.told_by_leader("archive"),
+        )
+
     def start(self) -> None:
         """Open the port, join the group. Raises OperationalError when that cannot be done."""
         self._applier.start()
@@ -226,6 +243,8 @@ class HostedNode:
         elif self._driver.mismatch is not None:
             self._distrust(self._driver.mismatch)
         self._upkeep.start()
+        if self._archiver is not None:
+            self._archiver.start()
         self._driver.call(self._tick)
 
     # The Backend protocol -----------------------------------------------------------------------------------
@@ -304,6 +323,8 @@ class HostedNode:
         self._closing = True
         self._driver.call(self._core.stop, f"process {os.getpid()} no longer hosts this node")
         self._upkeep.stop()
+        if self._archiver is not None:
+            self._archiver.close()
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
         self._upkeep.close()
         self._lane.close()
@@ -362,6 +383,8 @@ class HostedNode:
         self._core.tick()
         self._measures.tick(self._core.barrier)
         self._upkeep.tick()
+        if self._archiver is not None:
+            self._archiver.tick(self._driver.view)
         self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)
         self._verification.tick(self._driver.view, self._core.heard())
         now = time.monotonic()

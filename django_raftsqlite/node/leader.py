@@ -98,6 +98,13 @@ class Leader:
         self.stopped = True
         self.sequencer.clear()
 
+    def begin_archive(self, name: bytes) -> None:
+        """As the leader, have the group's log begin an archive, unless it has one (16 bytes name it)."""
+        if self.view.role == "leader" and self.view.established:
+            item = Item(ItemKind.BEGIN_ARCHIVE, name)
+            self.sequencer.submit(Write(b"begin archive", item, False, "", float("inf")))
+            self.pump()
+
     def expire_parts(self) -> None:
         """As the leader, have parts removed whose author sends no more of them."""
         if self.view.role == "leader" and self.view.established:
@@ -181,7 +188,7 @@ class Leader:
             self.pump()
             return
         deadline = self._patience() + message["budget"]
-        if kind in {ItemKind.OPEN_ORIGIN, ItemKind.VERIFY, ItemKind.BEGIN_ARCHIVE}:
+        if kind in {ItemKind.OPEN_ORIGIN, ItemKind.VERIFY}:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
             self.pump()
             return

@@ -13,6 +13,7 @@ from ..raft.driver import RaftDriver
 from ..sqlite.connections import Snapshot
 from .api import NodeConfig
 from .applier import Applier, Applying
+from .archive import Archiver
 from .busy import Busy
 from .core import Core
 from .divergence import Divergence
@@ -41,6 +42,7 @@ class Report:
         *,
         turns: Turns,
         upkeep: Upkeep,
+        archiver: Archiver | None,
         trust: Trust,
         divergence: Divergence,
         verification: Verification,
@@ -55,6 +57,7 @@ class Report:
         self._applier = applier
         self._turns = turns
         self._upkeep = upkeep
+        self._archiver = archiver
         self._trust = trust
         self._divergence = divergence
         self._verification = verification
@@ -92,6 +95,7 @@ class Report:
             "waiting": len(self._core.leader.sequencer) + len(self._turns),
             "queue": self._queue(),
             **state.counts,
+            "archive": None if self._archiver is None else self._archiver.status(view),
             **self._upkeep.status(view),
             **self._measures.status(self._core.peers.values()),
         }
@@ -154,6 +158,7 @@ class Report:
             "reluctant": self._config.reluctant,
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
+            "archive": None if self._archiver is None else self._archiver.told(),
             "applying": _plain(self._busy.here()),
             "log_bytes": self._driver.log_bytes,
             **self._measures.progress(),

@@ -15,6 +15,7 @@ from ..sqlite.copying import Copied, copy_database, inspect_copy
 from ..sqlite.errors import NodeFault
 from .api import NodeConfig
 from .applier import Applier
+from .archive import Archiver
 from .compaction import Compaction, Hold
 from .messages import Message
 from .snapshot_source import SnapshotSource
@@ -33,8 +34,8 @@ class Upkeep:
     ``peers`` gives what each reachable member said of itself lately, ``handed`` the index up to which entries were
     handed to the state machine. ``installed`` is called when the file holds another node's state, with True where it
     was not to be relied on before; ``suspect`` tells whether it is not now: then nothing is cut for it nor copied
-    from it. ``distrust`` makes it so, with a reason: where its pages are of another size than the group's, it can
-    only be replaced as a whole.
+    from it; nothing that ``archiver`` has yet to archive is cut. ``distrust`` makes it so, with a reason: where its
+    pages are of another size than the group's, it can only be replaced as a whole.
 
     Loop thread, but for :meth:`start`, :meth:`stop` and :meth:`close`.
     """
@@ -50,12 +51,14 @@ class Upkeep:
         failed: Callable[[str], None],
         suspect: Callable[[], bool],
         distrust: Callable[[str], object],
+        archiver: Archiver | None = None,
     ) -> None:
         self._driver = driver
         self._applier = applier
         self._peers = peers
         self._on_installed = installed
         self._suspect = suspect
+        self._archiver = archiver
         self._broken = False
         self._worker = worker = Worker(f"raftsqlite-upkeep {config.name.name}", driver.call)
         self._compaction = Compaction(
@@ -164,6 +167,8 @@ class Upkeep:
     def _held(self) -> list[Hold]:
         """What others will ask for: what follows where they are, or the copy that they are taking."""
         held = [self._source.needed] if self._source.needed is not None else []
+        if self._archiver is not None:
+            held.append(self._archiver.hold(self._driver.view))
         for told in self._peers().values():
             receiving = told.get("receiving")
             if receiving is not None:

@@ -42,12 +42,12 @@ class Worker:
 
         self._jobs.put(both)
 
-    def close(self) -> None:
-        """End the thread: the present job is waited for, those that wait are dropped."""
+    def close(self, timeout: float | None = None) -> None:
+        """End the thread: the present job is waited for (``timeout`` seconds), those that wait are dropped."""
         self.stopping = True
         self._jobs.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -25,6 +25,13 @@ PINNED_VERSION = "0.3.17"
 PINNED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
 
 REGULAR, NO_OP = b"\x00", b"\x01"
+
+
+def payload_of(command: bytes) -> bytes:
+    """What was proposed; empty for an entry of Raft's own."""
+    return command[1:] if command[:1] == REGULAR else b""
+
+
 """Type bytes of commands; pysyncobj's other types (membership, version) are treated as no-ops."""
 
 BATCH_BYTES = 1024 * 1024
@@ -508,7 +515,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__doApplyCommand(self, index: int, term: int, command: bytes) -> None:  # noqa: N802, RUF100
         try:
-            self._on_commit(index, term, command[1:] if command[:1] == REGULAR else b"")
+            self._on_commit(index, term, payload_of(command))
         except Exception as error:
             self.apply_fault = f"entry {index} could not be handed over: {error!r}"
             logger.exception("entry %d could not be handed over; no more are", index)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import RaftConfig, RaftView
+from .consensus import payload_of
 from .filter import ProtocolViolation
 from .handshake import Identity
 from .log import LogFault, RaftLog, StateMismatch
@@ -205,6 +206,21 @@ class RaftDriver:
     def index_beyond(self, size: int) -> int:
         """See :meth:`RaftLog.index_beyond`; 0 when there is no log to be looked at."""
         return self._look(lambda log: log.index_beyond(size), 0)
+
+    def entries(self, first: int, last: int, size: int) -> list[tuple[int, int, bytes]]:
+        """Entries from ``first`` up to ``last`` as (index, term, payload), at least one if there is one, of about
+        ``size`` bytes at most; what is committed is the same on all members. Those that were cut are left out.
+        """
+        found: list[tuple[int, int, bytes]] = []
+
+        def read(log: RaftLog) -> int:
+            if first <= min(last, log.last_index):
+                for command, index, term in log.batch(max(first, log.first_index), size, last - first + 1):
+                    found.append((index, term, payload_of(command)))
+            return len(found)
+
+        self._look(read, 0)
+        return [entry for entry in found if first <= entry[0] <= last]
 
     def _look(self, question: Callable[[RaftLog], int], otherwise: int) -> int:
         if self._log is None or self._log.fault is not None:

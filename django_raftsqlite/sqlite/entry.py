@@ -137,8 +137,8 @@ class ItemKind(enum.IntEnum):
     PARTED_TRANSACTION = 6
     EXPIRE_PARTS = 7
     VERIFY = 8
-    RESTORE = 9
-    BEGIN_ARCHIVE = 10
+    RESTORE = 20
+    BEGIN_ARCHIVE = 21
 
 
 class Item(NamedTuple):

@@ -77,7 +77,7 @@ class State:
 
 
 class Archive(NamedTuple):
-    """The archive of this group's log: 16 bytes that name it, and the index of the entry that began it, behind which
+    """The archive of this group's log: 16 bytes that name it, and the index of the entry that began it, from which on
     it holds all entries. The log of another group, or one that was begun anew, has another archive."""
 
     name: bytes

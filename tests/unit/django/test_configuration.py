@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from django_raftsqlite.backups.places import OpenStorage
 from django_raftsqlite.configuration import LOCALHOST, TEST, configure, find_problems
 from django_raftsqlite.dbapi.freshness import Freshness
 from django_raftsqlite.environment import environment_variable, merge_environment
 from django_raftsqlite.functions import register_django_functions
-from django_raftsqlite.node.api import NodeConfig, TLSFiles
+from django_raftsqlite.node.api import ArchiveConfig, NodeConfig, TLSFiles
 from django_raftsqlite.signals import Sender
 
 PEERS = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]
@@ -77,6 +78,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
                 log_bytes=2**22,
                 snapshot_rate=2**16,
                 on_divergence="stop",
+                archive={"storage": "staticfiles", "interval": 2, "hold": 5},
                 mode="0660",
                 host=False,
                 reads="bounded",
@@ -93,6 +95,8 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     assert (node.mode, node.host) == (0o660, False)
     assert (node.log_entries, node.log_bytes, node.snapshot_rate) == (500, 2**22, 2**16)
     assert node.on_divergence == "stop"
+    assert node.archive == ArchiveConfig(OpenStorage("staticfiles", "default"), 2.0, 5)
+    assert str(node.archive.open()) == 'raftsqlite/default/ in STORAGES["staticfiles"]'
     assert (node.apply_timeout, node.max_transaction_bytes, node.wal_limit) == (7.0, 2**30, 2**20)
     assert node.registrars == (register_django_functions, not_callable_here)
     assert configuration.reads == Freshness("bounded", max_staleness=2.0)
@@ -104,7 +108,7 @@ def test_none_is_the_default_of_every_option(settings: Any) -> None:
     names = ["node", "peers", "secret", "tls", "reads", "timeout", "transaction_mode", "init_command", "functions"]
     names += ["lease_timeout", "election_timeout", "apply_timeout", "max_transaction_bytes", "wal_limit"]
     names += ["mode", "host", "max_staleness"]
-    names += ["log_entries", "log_bytes", "snapshot_rate", "on_divergence"]
+    names += ["log_entries", "log_bytes", "snapshot_rate", "on_divergence", "archive"]
     assert configure("default", settings(**dict.fromkeys(names))) == configure("default", settings())
 
 
@@ -215,6 +219,13 @@ WRONG_OPTIONS = [
     ({"log_bytes": "1 MiB"}, '["log_bytes"]', "is '1 MiB'", "such as 134217728 (128 MiB)"),
     ({"on_divergence": "rsync"}, '["on_divergence"]', "is 'rsync'. Did you mean 'resync'?", 'or "stop"'),
     ({"on_divergence": True}, '["on_divergence"]', "is True", 'Write "resync"'),
+    ({"archive": "s3"}, '["archive"]', "is a string", '{"storage": "backups", "interval": 10}'),
+    ({"archive": {"store": "default"}}, '["archive"]', "unknown key 'store'. Did you mean 'storage'?", "an alias"),
+    ({"archive": {"storage": "s3"}}, '["archive"]', "the storage 's3'; STORAGES has \"default\"", "an alias"),
+    ({"archive": {"storage": ["x"]}}, '["archive"]', "the storage ['x']", "an alias"),
+    ({"archive": {"storage": "default", "interval": 0}}, '["archive"]', "the interval 0", "seconds from 0.1 to 3600"),
+    ({"archive": {"storage": "default", "interval": "1"}}, '["archive"]', "the interval '1'", "seconds from"),
+    ({"archive": {"storage": "default", "hold": -1}}, '["archive"]', "has hold: -1", "Write bytes"),
     ({"snapshot_rate": 1}, '["snapshot_rate"]', "out of range", "from 65536 (64 KiB)"),
     ({"max_transaction_bytes": 1e9}, '["max_transaction_bytes"]', "is 1000000000.0", "a number of bytes"),
     ({"transaction_mode": "IMEDIATE"}, '["transaction_mode"]', "is 'IMEDIATE'", "Did you mean 'IMMEDIATE'?"),

@@ -1,0 +1,391 @@
+"""The archive of the log: which segments there are, and where the next leader goes on."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import itertools
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, Any
+
+import pytest
+
+from django_raftsqlite.node.api import ArchiveConfig
+from django_raftsqlite.node.archive import Archiver
+from django_raftsqlite.node.compaction import Hold
+from django_raftsqlite.node.segments import (
+    BadSegment,
+    LogEntry,
+    SegmentName,
+    decode_segment,
+    encode_segment,
+    folder_of,
+    parse_name,
+)
+from django_raftsqlite.raft.config import RaftView
+from django_raftsqlite.sqlite.tables import Archive
+
+NAME = b"a" * 16
+BEGUN = 2
+
+
+class MemoryStore:
+    """Files in memory. ``fail`` raises at the next so many calls; ``cut`` writes half of a file, and then fails."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.fail = 0
+        self.cut = False
+
+    def _may_fail(self) -> None:
+        if self.fail:
+            self.fail -= 1
+            raise ConnectionError("the storage is down")
+
+    def names(self, folder: str = "") -> list[str]:
+        self._may_fail()
+        return sorted(name.rpartition("/")[2] for name in self.files if name.rpartition("/")[0] == folder)
+
+    def folders(self, folder: str = "") -> list[str]:
+        self._may_fail()
+        inside = [name.removeprefix(f"{folder}/") for name in self.files if name.startswith(f"{folder}/")]
+        return sorted({name.split("/")[0] for name in inside if "/" in name})
+
+    def open(self, name: str) -> IO[bytes]:
+        self._may_fail()
+        return io.BytesIO(self.files[name])
+
+    def write(self, name: str, source: IO[bytes], told: Callable[[int], object]) -> None:
+        self._may_fail()
+        assert name not in self.files
+        data = source.read()
+        self.files[name] = data[: len(data) // 2] if self.cut else data
+        if self.cut:
+            raise ConnectionError("the link broke")
+
+    def delete(self, name: str) -> None:
+        self._may_fail()
+        self.files.pop(name, None)
+
+    def segments(self) -> list[SegmentName]:
+        found = [parse_name(name.rpartition("/")[2]) for name in self.files]
+        return sorted(name for name in found if name is not None)
+
+    def entries(self) -> list[LogEntry]:
+        """All that is archived, in the order of the segments."""
+        return [
+            entry for name in self.segments() for entry in decode_segment(name, NAME, self.files[name.path(NAME)])
+        ]
+
+
+class FakeLog:
+    """A committed log; of what was cut only ``first`` and what follows is there."""
+
+    def __init__(self) -> None:
+        self.hears_a_quorum = True
+        self.first = 1
+        self.size = 0
+
+    def add(self, count: int) -> None:
+        self.size += count
+
+    def entry(self, index: int) -> LogEntry:
+        return index, 1, b"" if index % 7 == 0 else b"payload %d" % index
+
+    def entries(self, first: int, last: int, size: int) -> Sequence[LogEntry]:
+        assert first > self.first
+        return [self.entry(index) for index in range(first, min(last, first + size // 100_000, self.size) + 1)]
+
+
+class Member:
+    """An archiver whose jobs run when they are asked for."""
+
+    def __init__(self, store: MemoryStore, log: FakeLog, clock: Callable[[], float]) -> None:
+        self.log = log
+        self.jobs: list[Callable[[], None]] = []
+        self.begun: Archive | None = Archive(NAME, BEGUN)
+        self.asked: list[bytes] = []
+        self.said: Any = None
+        self.role, self.term = "leader", 1
+        self.archiver = Archiver(
+            ArchiveConfig(lambda: store, 10.0, 1000),
+            log,
+            name="test",
+            call=lambda function, *arguments: function(*arguments),
+            archive=lambda: self.begun,
+            begin=self.asked.append,
+            told=lambda: self.said,
+            clock=clock,
+        )
+        self.archiver._worker.run = self._later  # type: ignore[method-assign]
+
+    def _later(self, job: Callable[[], Any], done: Callable[[Any], object]) -> None:
+        def run() -> None:
+            try:
+                result = job()
+            except Exception as error:
+                result = error
+            done(result)
+
+        self.jobs.append(run)
+
+    def view(self) -> RaftView:
+        return RaftView(
+            self.role,
+            self.term,
+            None,
+            self.log.size,
+            self.log.size,
+            frozenset(),
+            {},
+            first_index=self.log.first,
+            established=self.role == "leader",
+        )
+
+    def tick(self, *, times: int = 1) -> None:
+        """Let time pass, and what is asked for be done."""
+        for _ in range(times):
+            self.archiver.tick(self.view())
+            while self.jobs:
+                self.jobs.pop(0)()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def member(store: MemoryStore, clock: Clock) -> Member:
+    return Member(store, FakeLog(), clock)
+
+
+def covers(store: MemoryStore, last: int) -> bool:
+    """Whether the archive holds what follows its begin, each entry once."""
+    log = FakeLog()
+    return store.entries() == [log.entry(index) for index in range(BEGUN, last + 1)]
+
+
+def test_what_is_committed_is_shipped_once_every_interval(member: Member, store: MemoryStore, clock: Clock) -> None:
+    """Not before it is due, and nothing while nothing was written."""
+    member.log.add(10)
+    member.tick(times=3)
+    assert covers(store, 10)
+    member.log.add(5)
+    member.tick(times=3)
+    assert covers(store, 10)
+    clock.now += 11
+    member.tick(times=3)
+    assert covers(store, 15)
+    clock.now += 11
+    member.tick(times=3)
+    assert [(name.first, name.last) for name in store.segments()] == [(2, 10), (11, 15)]
+    assert member.archiver.status(member.view())["behind"] == 0
+
+
+def test_much_is_shipped_in_several_segments_without_a_pause(member: Member, store: MemoryStore) -> None:
+    """A segment is small enough to be sent, read again, and held in memory."""
+    member.log.add(100)
+    member.tick(times=10)
+    assert covers(store, 100)
+    assert len(store.segments()) > 3
+
+
+def test_a_group_without_an_archive_asks_for_one(member: Member, store: MemoryStore, clock: Clock) -> None:
+    """Again after an interval, since the entry may be lost; nothing is shipped before it is applied."""
+    member.begun = None
+    member.log.add(3)
+    member.tick(times=3)
+    clock.now += 11
+    member.tick()
+    assert len({*member.asked}) == 2
+    assert all(len(name) == 16 for name in member.asked)
+    assert store.files == {}
+
+
+def test_a_follower_ships_nothing_and_knows_what_the_leader_says(member: Member, store: MemoryStore) -> None:
+    """It holds its log for what it may have to ship as the next leader."""
+    member.role = "follower"
+    member.log.add(10)
+    member.tick(times=3)
+    assert store.files == {}
+    assert member.archiver.hold(member.view()) == Hold(1, 1000)
+    member.said = {"index": 8, "gap": None, "problem": None, "sure": False}
+    member.tick()
+    assert member.archiver.archived is None
+    member.said = {"index": 8, "gap": None, "problem": None, "sure": True}
+    member.tick()
+    assert member.archiver.hold(member.view()) == Hold(8, 1000)
+
+
+def test_a_leader_that_was_not_heard_of_by_a_quorum_ships_nothing(member: Member, store: MemoryStore) -> None:
+    """Another may lead by now."""
+    member.log.add(10)
+    member.log.hears_a_quorum = False
+    member.tick(times=3)
+    assert store.files == {}
+
+
+def test_the_next_leader_goes_on_where_the_one_before_ended(member: Member, store: MemoryStore, clock: Clock) -> None:
+    """It looks into the storage, not at what it was told."""
+    member.log.add(10)
+    member.tick(times=2)
+    other = Member(store, member.log, clock)
+    other.term = 2
+    other.said = {"index": 4, "gap": None, "problem": None, "sure": True}
+    member.log.add(10)
+    other.tick(times=3)
+    assert covers(store, 20)
+
+
+def test_a_segment_that_was_half_written_is_written_again(member: Member, store: MemoryStore, clock: Clock) -> None:
+    """By the same leader, or by the next one, which reads the newest one again."""
+    member.log.add(10)
+    store.cut = True
+    member.tick(times=2)
+    assert "the link broke" in str(member.archiver.problem)
+    assert len(store.files) == 1
+    store.cut = False
+    other = Member(store, member.log, clock)
+    other.term = 2
+    other.tick(times=2)
+    assert covers(store, 10)
+    member.log.add(10)
+    other.log = member.log
+    store.cut = True
+    clock.now += 11
+    other.tick()
+    store.cut = False
+    clock.now += 60
+    other.tick(times=2)
+    assert covers(store, 20)
+    assert other.archiver.problem is None
+
+
+def test_a_storage_that_is_down_is_asked_less_and_less_often(
+    member: Member, store: MemoryStore, clock: Clock
+) -> None:
+    """And at least once a minute; the log is held meanwhile, and nothing is lost."""
+    member.log.add(10)
+    store.fail = 1000
+    asked = []
+    for _ in range(400):
+        before = store.fail
+        member.tick()
+        if store.fail < before:
+            asked.append(clock.now)
+        clock.now += 1
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert waits[:3] == sorted(waits[:3])
+    assert max(waits) <= 61
+    assert len(asked) < 12
+    assert member.archiver.hold(member.view()) == Hold(1, 1000)
+    store.fail = 0
+    clock.now += 61
+    member.tick(times=2)
+    assert covers(store, 10)
+
+
+def test_what_was_cut_before_it_was_shipped_is_a_gap_that_is_told(member: Member, store: MemoryStore) -> None:
+    """What follows is archived all the same: a backup taken now has a way to it."""
+    member.log.add(10)
+    member.tick(times=2)
+    member.log.add(20)
+    member.log.first = 18
+    other = Member(store, member.log, lambda: 0.0)
+    other.tick(times=3)
+    assert [(name.first, name.last) for name in store.segments()] == [(2, 10), (19, 30)]
+    assert other.archiver.status(other.view())["gap"] == 19
+    assert other.archiver.hold(other.view()).index == 30
+
+
+def test_two_leaders_at_once_do_no_harm(member: Member, store: MemoryStore, clock: Clock) -> None:
+    """An upload of a deposed leader may end late: what both hold is the same."""
+    member.log.add(10)
+    member.archiver.tick(member.view())
+    member.jobs.pop(0)()
+    member.archiver.tick(member.view())
+    late = member.jobs.pop(0)
+    member.log.add(2)
+    other = Member(store, member.log, clock)
+    other.term = 2
+    other.tick(times=2)
+    late()
+    assert [(name.first, name.last) for name in store.segments()] == [(2, 10), (2, 12)]
+    assert {entry[0]: entry for entry in store.entries()}.keys() == set(range(2, 13))
+
+
+def test_leaders_that_die_anywhere_leave_no_gap_and_nothing_twice(clock: Clock) -> None:
+    """Random deaths, half-written segments and storages that are down; always one leader at a time."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for _ in range(50):
+        store, log = MemoryStore(), FakeLog()
+        member = Member(store, log, clock)
+        for term in range(2, 40):
+            log.add(rng.randrange(30))
+            store.cut = rng.random() < 0.2
+            store.fail = rng.choice([0, 0, 0, 1, 2])
+            member.tick(times=rng.randrange(4))
+            clock.now += rng.choice([1, 11, 61])
+            if rng.random() < 0.5:
+                member = Member(store, log, clock)
+                member.term = term
+        store.cut, store.fail = False, 0
+        member = Member(store, log, clock)
+        member.term = 100
+        member.tick(times=100)
+        assert covers(store, log.size), store.segments()
+
+
+class TestSegments:
+    def encoded(self) -> tuple[SegmentName, bytes]:
+        return encode_segment(NAME, [(5, 1, b""), (6, 2, b"x" * 1000)])
+
+    def test_a_name_tells_what_is_in_it(self) -> None:
+        name, data = self.encoded()
+        assert (name.first, name.last) == (5, 6)
+        assert parse_name(str(name)) == name
+        assert decode_segment(name, NAME, data) == [(5, 1, b""), (6, 2, b"x" * 1000)]
+        assert name.path(NAME).startswith(f"{folder_of(NAME)}/000000000000/")
+
+    @pytest.mark.parametrize("name", ["", "x", "1-2-a.entries.gz", f"{6:020d}-{5:020d}-{'a' * 32}.entries.gz"])
+    def test_other_names_are_not_taken_for_segments(self, name: str) -> None:
+        assert parse_name(name) is None
+
+    def damaged(self) -> Iterable[tuple[SegmentName, bytes, bytes]]:
+        name, data = self.encoded()
+        yield name, NAME, data[:-1]
+        yield name, NAME, b""
+        yield name, b"b" * 16, data
+        yield name._replace(last=7), NAME, data
+        yield name._replace(first=4), NAME, data
+
+        for other in (
+            b"no gzip",
+            gzip.compress(b"\xc1"),
+            gzip.compress(b"\x93\x01\x02\x03"),
+            gzip.compress(data)[:-9],
+        ):
+            yield name._replace(sha256=hashlib.sha256(other).hexdigest()[:32]), NAME, other
+
+    def test_what_is_not_whole_is_refused(self) -> None:
+        """Cut off, of another archive, or with other entries than its name says."""
+        for name, archive, data in self.damaged():
+            with pytest.raises(BadSegment):
+                decode_segment(name, archive, data)
