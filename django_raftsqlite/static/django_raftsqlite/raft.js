@@ -6,6 +6,13 @@
   const PATIENCE = 8000;
   const live = document.getElementById("raft-live");
 
+  /** What an element holds, without the space between tags and what a chart has put in. */
+  function parts(element) {
+    return Array.from(element.childNodes).filter((node) =>
+      node.nodeType === Node.TEXT_NODE ? node.nodeValue.trim() : !(node.classList && node.classList.contains("raft-cursor")),
+    );
+  }
+
   /** Make `old` equal to `fresh`, and touch what differs only: so focus, selection and screen readers stay in place. */
   function morph(old, fresh) {
     if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
@@ -32,8 +39,8 @@
     if (old.name === "csrfmiddlewaretoken") {
       return;
     }
-    const mine = Array.from(old.childNodes).filter((node) => !(node.classList && node.classList.contains("raft-cursor")));
-    const theirs = Array.from(fresh.childNodes);
+    const mine = parts(old);
+    const theirs = parts(fresh);
     theirs.forEach((node, place) => {
       if (place < mine.length) {
         morph(mine[place], node);
@@ -78,7 +85,7 @@
           fresh.setAttribute(name, value);
         }
         morph(live, fresh);
-        charts.forEach((chart) => chart.refresh());
+        bind();
         heard = Date.now();
         say(lost, "");
       } catch (error) {
@@ -193,8 +200,28 @@
     }
   }
 
-  const charts = live ? Array.from(live.querySelectorAll(".raft-chart"), (figure) => new Chart(figure)) : [];
+  const charts = new Map();
+
+  /** Have a Chart for each plot on the page: they come anew after a moment in which the node did not answer. */
+  function bind() {
+    for (const [plot, chart] of charts) {
+      if (plot.isConnected) {
+        chart.refresh();
+      } else {
+        chart.spoken.remove();
+        charts.delete(plot);
+      }
+    }
+    for (const figure of live.querySelectorAll(".raft-chart")) {
+      const plot = figure.querySelector(".raft-plot");
+      if (!charts.has(plot)) {
+        charts.set(plot, new Chart(figure));
+      }
+    }
+  }
+
   if (live) {
+    bind();
     startUpdating();
   }
 }
