@@ -31,7 +31,7 @@ from ..sqlite.errors import NodeFault, StatementError
 from ..sqlite.parts import TransactionTooLarge, encode_pieces
 from ..sqlite.readers import ReaderPool
 from ..sqlite.restoring import send_file
-from . import socketpath
+from . import socketpath, tracing
 from .api import Backend, BackendSession, Moved, NodeConfig
 from .attached import AttachedNode
 from .host import HostedNode
@@ -151,6 +151,17 @@ class ProcessNode:
         def begin(backend: Backend, left: float) -> BackendSession:
             return backend.begin(pragmas, reason=reason, timeout=left, nowait=nowait)
 
+        with tracing.span(tracing.LEASE_WAIT, self.config):
+            return self._begin(begin, deadline, pragmas, nowait=nowait)
+
+    def _begin(
+        self,
+        begin: Callable[[Backend, float], BackendSession],
+        deadline: float,
+        pragmas: Mapping[str, int],
+        *,
+        nowait: bool,
+    ) -> Session:
         if nowait and not self.origin.opened:
             # To open it may take as long as the lease is another's, which is to be told at once. And COMMIT could not
             # open it: that waits for the lease to end.
@@ -271,6 +282,10 @@ class ProcessNode:
 
         Raises as Node.submit and WriteSession.commit say.
         """
+        with tracing.span(tracing.COMMIT, self.config, autocommit=session is None):
+            return self._settle(encode, solo=solo, deadline=deadline, session=session)
+
+    def _settle(self, encode: Encode, *, solo: bool, deadline: float, session: BackendSession | None) -> Outcome:
         patience = _left(deadline)
         while True:
             if session is None:
