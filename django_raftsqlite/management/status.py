@@ -28,6 +28,7 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         ("applied index", status["applied_index"]),
         ("version", status["version"]),
         ("digest", status["digest"]),
+        ("protocol", _protocol(status.get("protocol") or {})),
         ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "") + _shy(host)),
         ("write lease", status.get("lease") or "free"),
     ]
@@ -88,6 +89,13 @@ def _snapshots(told: Mapping[str, Any]) -> Iterable[str]:
 
 def _share(transfer: Mapping[str, Any]) -> str:
     return f"{transfer['bytes'] / 2**20:.1f} of {transfer['size'] / 2**20:.1f} MiB (log index {transfer['index']})"
+
+
+def _protocol(told: Mapping[str, Any]) -> str:
+    """What the group uses, and whom it waits for before it uses the newest version of this node."""
+    used, (_, newest), waits_for = told.get("used"), told.get("speaks", (None, None)), told.get("waits_for") or []
+    text = _known(used)
+    return f"{text}, and {newest} when all members speak it: {', '.join(waits_for)}" if waits_for else text
 
 
 def _shy(told: Mapping[str, Any]) -> str:

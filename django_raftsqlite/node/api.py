@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import StatementError
 from ..sqlite.functions import Registrar
 from ..sqlite.readers import ReaderPool
+from . import protocol
 from .requests import Request
 from .suspicion import Difference
 
@@ -39,7 +40,8 @@ class NodeConfig:
     ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
     the socket. ``on_divergence``: what a node does whose content differs from that of the majority, "resync" or
     "stop"; ``observers`` are told of it, in a thread of their own. ``reluctant``: this process will soon end, so
-    that its node leaves leading the group to others.
+    that its node leaves leading the group to others. ``protocols`` are the oldest and the newest version of the
+    protocol that it speaks.
     """
 
     name: Path
@@ -63,6 +65,7 @@ class NodeConfig:
     on_divergence: Literal["resync", "stop"] = "resync"
     observers: tuple[Callable[[Difference], object], ...] = ()
     reluctant: bool = False
+    protocols: tuple[int, int] = field(default_factory=lambda: (protocol.OLDEST, protocol.NEWEST))
 
     @property
     def folder(self) -> Path:

@@ -43,12 +43,13 @@ Outcomes = list[tuple[RequestId, Outcome]]
 
 class State(NamedTuple):
     """What the database file holds, as far as others are told, after the entry ``at``. ``counts`` are up to half a
-    second old, but for the number of transactions of which parts are kept."""
+    second old, but for the number of transactions of which parts are kept. ``protocol`` is the group's."""
 
     at: int
     base: Base
     digest: bytes
     counts: dict[str, int]
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +98,17 @@ class Applier:
         failed: Callable[[str], None],
         distrusted: Callable[[str], None],
         verify: Callable[[bytes, int], None] = lambda _id, _index: None,
+        protocol: Callable[[int], object] = lambda _version: None,
         halted: bool = False,
     ) -> None:
-        """``halted``: as after :meth:`halt`."""
+        """``protocol`` is told when the group uses another one; ``halted``: as after :meth:`halt`."""
         self._machine = machine
         self._lane = lane
         self._settled = settled
         self._failed = failed
         self._distrusted = distrusted
         self._verify = verify
+        self._protocol = protocol
         self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
@@ -252,6 +255,7 @@ class Applier:
         finally:
             self._present = None
         if problem is None:
+            self._protocol(machine.protocol)
             self.digests.clear()
             self.state = self._look()
             self.applied.jump(machine.applied_index)
@@ -269,7 +273,7 @@ class Applier:
     def _look(self) -> State:
         machine = self._machine
         self.digests.add(machine.applied_index, machine.digest)
-        return State(machine.applied_index, machine.base, machine.digest, machine.counts())
+        return State(machine.applied_index, machine.base, machine.digest, machine.counts(), machine.protocol)
 
     def _next(self) -> tuple[int, int, bytes] | Installation | None:
         """The next entry, which is waited for; meanwhile the WAL is kept small, but not by a node that failed."""
@@ -302,8 +306,10 @@ class Applier:
             self._counted, counts = time.monotonic(), machine.counts()
         elif counts["parted"] != machine.parted:
             counts = {**counts, "parted": machine.parted}
+        if machine.protocol != self.state.protocol:
+            self._protocol(machine.protocol)
         self.digests.add(index, machine.digest)
-        self.state = State(index, machine.base, machine.digest, counts)
+        self.state = State(index, machine.base, machine.digest, counts, machine.protocol)
         self.applied.advance(index)
         for verification in machine.verifications:
             self._verify(verification, index)

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from ..exceptions import Error, HostLost, Unavailable
+from ..exceptions import Error, HostLost, NotSupportedError, Unavailable
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
 from ..sqlite.entry import ItemKind, Outcome, Status
@@ -19,6 +20,7 @@ from .core import Core, Opening, Refused
 from .lane import ScratchLane
 from .latch import Latch
 from .patience import Patience
+from .protocol import VERIFY, Protocol, in_words
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
 from .staleness import ASK_AT
@@ -29,7 +31,10 @@ from .verdicts import locked, of_refusal, unavailable, unknown
 
 APPLY_GRACE = 0.05  # how long a version that was seen elsewhere is waited for before the leader is asked
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
+ASK_AGAIN = 0.05
 STOPPED = -1
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -53,6 +58,7 @@ class Calls:
         patience: Patience,
         trust: Trust,
         busy: Busy,
+        protocol: Protocol,
         view: Callable[[], RaftView],
     ) -> None:
         self._config = config
@@ -66,6 +72,7 @@ class Calls:
         self._patience = patience
         self._trust = trust
         self._busy = busy
+        self._protocol = protocol
         self._view = view
         self._opening: set[bytes] = set()
         self._mutex = threading.Lock()
@@ -208,8 +215,10 @@ class Calls:
 
     def verify(self, *, timeout: float) -> str:
         """See Backend."""
+        deadline = self._patience.now() + timeout
+        self._need(VERIFY, "a verification", timeout=timeout)
         verification = os.urandom(16)
-        opening = Opening(verification, self._patience.now() + timeout, ItemKind.VERIFY)
+        opening = Opening(verification, deadline, ItemKind.VERIFY)
         self._driver.call(self._core.open_origin, opening)
         answer = opening.wait(self._patience.until(opening.deadline + ANSWER_GRACE))
         if isinstance(answer, Refused):
@@ -217,6 +226,28 @@ class Calls:
         if answer is None:
             raise self._unavailable("the verification was not ordered")
         return verification.hex()
+
+    def _need(self, protocol: int, what: str, *, timeout: float) -> None:
+        """Wait until the group uses this version of the protocol, unless a member is known not to speak it.
+
+        Raises NotSupportedError.
+        """
+        left = self._patience.until(self._patience.now() + timeout)
+        while self._protocol.used < protocol:
+            lacking = self.ask(lambda: self._protocol.lacking(protocol)) or {}
+            if left() <= 0 or any(newest is not None for newest in lacking.values()):
+                why = ", ".join(in_words(lacking)) or "the leader has not said so yet"
+                raise NotSupportedError(
+                    f"{what} needs protocol {protocol}; the group uses {self._protocol.used} until all its members "
+                    f"speak {protocol}: {why}"
+                )
+            self._applied.wait_for(lambda: self._protocol.used >= protocol, lambda: min(left(), ASK_AGAIN))
+
+    def ask(self, question: Callable[[], T]) -> T | None:
+        """What the loop thread answers; None when it does not in time."""
+        answer: Latch[T] = Latch()
+        self._driver.call(lambda: answer.set(question()))
+        return answer.wait(self._config.timeout)
 
     def settle(self, outcomes: Outcomes) -> None:
         """An entry is applied, and this is what became of its requests. Apply thread."""

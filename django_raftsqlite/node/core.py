@@ -16,6 +16,7 @@ from ..sqlite.entry import ItemKind, RequestId
 from .latch import Latch
 from .leader import Leader
 from .messages import Message, RaftPort
+from .protocol import HELD, NEWEST
 from .requests import Attempt, Requests
 from .staleness import Staleness
 
@@ -102,7 +103,8 @@ class Core:
 
     ``clock`` gives monotonic seconds, ``log_time`` the next entry's time in milliseconds; ``patience`` is the clock
     of deadlines. ``applied`` gives the newest log index that is applied here, ``progress`` what the others are told
-    of this node. ``room`` is false while apply lags so far behind that nothing new should enter the log.
+    of this node, ``protocol`` the version of the protocol that the group uses. ``room`` is false while apply lags so
+    far behind that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -123,6 +125,7 @@ class Core:
         room: Callable[[], bool] = lambda: True,
         patience: Callable[[], float] | None = None,
         staleness: Staleness | None = None,
+        protocol: Callable[[], int] = lambda: NEWEST,
     ) -> None:
         self._address = address
         self._raft = raft
@@ -132,6 +135,7 @@ class Core:
         self._patience = patience or clock
         self._progress = progress
         self._applied = applied
+        self._protocol = protocol
         self.staleness = staleness or Staleness(applied, clock)
         self._openings: list[Opening] = []
         self._claim: Claim | None = None
@@ -438,8 +442,9 @@ class Core:
             "lease": claim.id,
             "who": who or claim.who,
             "nowait": claim.nowait,
-            "held": None if who is None else claim.held,
         }
+        if self._protocol() >= HELD:
+            message["held"] = None if who is None else claim.held
         if not self._to_leader(message) and self._claim is claim:
             claim.sent_to = None
 

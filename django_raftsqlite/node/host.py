@@ -26,11 +26,11 @@ from .divergence import PREFIX as DIVERGENCE
 from .divergence import Divergence
 from .facts import handshake_facts
 from .lane import ScratchLane
-from .latch import Latch
 from .lock import FolderLock
 from .logtime import LogTime
 from .messages import Message
 from .patience import Patience
+from .protocol import Protocol
 from .report import Report
 from .requests import Request, Requests
 from .session import LocalSession
@@ -103,13 +103,14 @@ class HostedNode:
             failed=self._fail,
             distrusted=self._distrust,
             verify=self._on_verify,
+            protocol=lambda version: self._driver.call(self._driver.speak, version),
             halted=suspect is not None,
         )
         self._applied = self._applier.applied
         self._patience = Patience(config.apply_timeout)
         requests = Requests()
         self._driver = RaftDriver(
-            raft_config(config),
+            raft_config(config, machine.protocol),
             applied=None if suspect is not None else machine.applied_index,
             applied_term=machine.applied_term,
             on_commit=self._on_commit,
@@ -133,6 +134,15 @@ class HostedNode:
             room=lambda: self._applier.room() and not self._driver.giving_way,
             patience=self._patience.now,
             staleness=Staleness(lambda: self._applied.index),
+            protocol=lambda: self._applier.state.protocol,
+        )
+        self._protocol = Protocol(
+            config.address,
+            config.protocols,
+            used=lambda: self._applier.state.protocol,
+            members=lambda: config.peers,
+            heard=self._core.heard,
+            raise_to=self._core.leader.use_protocol,
         )
         self._busy = Busy(self._applier, self._core, last_index=lambda: self._view.last_index)
         self._calls = Calls(
@@ -146,6 +156,7 @@ class HostedNode:
             patience=self._patience,
             trust=self._trust,
             busy=self._busy,
+            protocol=self._protocol,
             view=lambda: self._view,
         )
         self._upkeep = Upkeep(
@@ -186,6 +197,7 @@ class HostedNode:
             divergence=self._divergence,
             verification=self._verification,
             busy=self._busy,
+            protocol=self._protocol,
             failed=lambda: self.failed,
             oldest_snapshot=oldest_snapshot,
         )
@@ -263,9 +275,7 @@ class HostedNode:
 
     def status(self) -> dict[str, Any]:
         """See Backend."""
-        answer: Latch[dict[str, Any]] = Latch()
-        self._driver.call(lambda: answer.set(self._report.status()))
-        status = answer.wait(self.config.timeout)
+        status = self._calls.ask(self._report.status)
         if status is None:
             raise OperationalError(
                 f"the node {self.config.address} did not tell its status in {self.config.timeout:g} s"
@@ -333,6 +343,7 @@ class HostedNode:
             return
         self._patience.tick(busy=self._busy.anywhere() is not None)
         self._driver.prefer(self._core.willing())
+        self._protocol.tick(self._driver.view)
         self._core.tick()
         self._upkeep.tick()
         self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)

@@ -17,6 +17,7 @@ from .busy import Busy
 from .core import Core
 from .divergence import Divergence
 from .messages import Message
+from .protocol import Protocol
 from .trust import Trust
 from .turns import Turns
 from .upkeep import Upkeep
@@ -42,6 +43,7 @@ class Report:
         divergence: Divergence,
         verification: Verification,
         busy: Busy,
+        protocol: Protocol,
         failed: Callable[[], str | None],
         oldest_snapshot: Callable[[], Snapshot | None],
     ) -> None:
@@ -55,6 +57,7 @@ class Report:
         self._divergence = divergence
         self._verification = verification
         self._busy = busy
+        self._protocol = protocol
         self._failed = failed
         self._oldest_snapshot = oldest_snapshot
 
@@ -78,6 +81,7 @@ class Report:
             "version": state.base.version,
             "lineage": state.base.lineage.hex(),
             "digest": state.digest.hex(),
+            "protocol": self._protocol.status(),
             "applying": _plain(self._busy.here()),
             "wal_bytes": self._applier.wal_bytes,
             "oldest_snapshot": self._snapshot_age(),
@@ -137,6 +141,7 @@ class Report:
             "wants": self._wanted_copy(),
             "verified": self._verification.latest,
             "reluctant": self._config.reluctant,
+            "speaks": self._config.protocols[1],
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
             "applying": _plain(self._busy.here()),

@@ -20,10 +20,16 @@ def open_machine(config: NodeConfig, suspect: str | None) -> tuple[StateMachine,
     """The file's state machine, and why the file is not to be relied on, if so.
 
     ``suspect`` is what is known of that already; else it is found out. Raises OperationalError for tables that the
-    group does not know of.
+    group does not know of, and for a group that uses a newer protocol than this program speaks.
     """
     suspect = suspect or _touched(config)
     machine, suspect = _open(config, suspect)
+    if machine.protocol > config.protocols[1]:
+        machine.close()
+        raise OperationalError(
+            f"the group of {config.name} uses protocol {machine.protocol}, and this version of django-raftsqlite "
+            f"speaks {config.protocols[1]} at most: it cannot be downgraded any more"
+        )
     if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables() and not suspect:
         machine.close()
         raise OperationalError(
@@ -35,7 +41,9 @@ def open_machine(config: NodeConfig, suspect: str | None) -> tuple[StateMachine,
 
 def _open(config: NodeConfig, suspect: str | None) -> tuple[StateMachine, str | None]:
     def make() -> StateMachine:
-        return StateMachine(config.name, config.registrars, mode=config.mode, durable=config.durable)
+        return StateMachine(
+            config.name, config.registrars, mode=config.mode, durable=config.durable, speaks=config.protocols[1]
+        )
 
     try:
         return make(), suspect
@@ -55,8 +63,8 @@ def _touched(config: NodeConfig) -> str | None:
     return change
 
 
-def raft_config(config: NodeConfig) -> RaftConfig:
-    """What the layer below is to know of the node's configuration."""
+def raft_config(config: NodeConfig, protocol: int) -> RaftConfig:
+    """What the layer below is to know of the node's configuration; ``protocol`` is what its group uses."""
     tls = config.tls
     log = config.folder / "log.sqlite3"
     forking.remember(log)
@@ -72,4 +80,5 @@ def raft_config(config: NodeConfig) -> RaftConfig:
         durable=config.durable,
         mode=config.mode,
         reluctant=config.reluctant,
+        protocols=(max(config.protocols[0], protocol), config.protocols[1]),
     )

@@ -14,7 +14,8 @@ class RaftConfig:
     path of the log's SQLite file. ``election_timeout`` (seconds) is the least time without a leader's word before
     an election; the most is twice that. ``certificate``/``key``/``authority`` are PEM paths, all or none.
     ``durable`` False: the log is not fsynced (test databases). ``mode`` is the mode of the log's files.
-    ``reluctant``: it leaves leading to others that can; see :class:`~.reluctance.Reluctance`.
+    ``reluctant``: it leaves leading to others that can; see :class:`~.reluctance.Reluctance`. ``protocols``: the
+    oldest version of the protocol that it speaks, which :meth:`~.driver.RaftDriver.speak` raises, and the newest.
     """
 
     address: str
@@ -28,6 +29,7 @@ class RaftConfig:
     durable: bool = True
     mode: int = 0o600
     reluctant: bool = False
+    protocols: tuple[int, int] = (1, 1)
 
     @property
     def others(self) -> tuple[str, ...]:

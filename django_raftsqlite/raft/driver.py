@@ -79,6 +79,7 @@ class RaftDriver:
         self._on_told = on_told
         self._room = room
         self._facts = dict(facts or {})
+        self._speaks = config.protocols[0]
         self._thread = LoopThread(
             f"raftsqlite {name or config.address}", opened=self._open, closed=self._close, after_calls=self._settle
         )
@@ -247,6 +248,13 @@ class RaftDriver:
         self._with_replica(lambda replica: replica.install_failed())
         self._want_settle()
 
+    def speak(self, protocol: int) -> None:
+        """The group uses this version of the protocol from now on: nobody is let in who does not speak it."""
+        if protocol > self._speaks:
+            self._speaks = protocol
+            if self._transport is not None:
+                self._transport.speak(protocol)
+
     def prefer(self, willing: frozenset[str]) -> None:
         """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
         self._with_replica(lambda replica: replica.prefer(willing))
@@ -281,6 +289,7 @@ class RaftDriver:
                 others=frozenset(config.others),
                 cluster=cluster_id(config.peers),
                 secret=config.secret,
+                protocols=(max(config.protocols[0], self._speaks), config.protocols[1]),
                 tls=config.certificate is not None,
                 facts=self._facts,
             )

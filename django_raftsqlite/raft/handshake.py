@@ -12,6 +12,10 @@ A proof is HMAC-SHA256, keyed by the group's secret, over a label of its directi
 fresh nonce is in it, so a recorded handshake proves nothing later; the labels differ, so a proof sent back
 to its author proves nothing either; the dialer proves first, so who merely connects learns no proof. Without
 a secret the key is public and the TLS certificate is the proof; with neither, nobody is let in.
+
+A hello says which protocol versions its node speaks, oldest and newest; two nodes meet if they have one in common.
+The shape of hellos and proofs is that of all versions, so that whoever is refused is told why; what is new goes
+into the facts.
 """
 
 from __future__ import annotations
@@ -29,7 +33,6 @@ import msgpack
 from .frames import MAX_HELLO
 
 MAGIC = "django-raftsqlite"
-PROTOCOL = 2
 
 REFUSE = frozenset({"architecture", "functions", "sqlite"})
 """Facts whose difference could make two nodes compute different rows from the same log."""
@@ -37,6 +40,8 @@ REFUSE = frozenset({"architecture", "functions", "sqlite"})
 _NONCE = 32
 _TEXT = 512
 _PROOF = 32
+_REFUSAL = 300
+_NEWEST_CONCEIVABLE = 2**31
 
 
 class HandshakeError(Exception):
@@ -48,7 +53,7 @@ class HandshakeError(Exception):
 
     def __init__(self, text: str, *, tell: bool = False) -> None:
         super().__init__(text)
-        self.answer: dict[str, Any] | None = {"refused": text[:200]} if tell else None
+        self.answer: dict[str, Any] | None = {"refused": text[:_REFUSAL]} if tell else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,9 @@ def dials(source: str, target: str) -> bool:
 class Identity:
     """What one member brings into every handshake.
 
-    ``cluster`` is the group's id, ``others`` the members it talks to. ``facts`` are what it runs on (plain
-    text); those named in REFUSE must be the same everywhere. ``tls`` True: each peer needs a certificate
+    ``cluster`` is the group's id, ``others`` the members it talks to. ``protocols`` are the oldest and the newest
+    version of the protocol that it speaks. ``facts`` are what it runs on (plain text); those named in REFUSE must
+    be the same everywhere. ``tls`` True: each peer needs a certificate
     too. Raises ValueError when there is neither a secret nor TLS, or the facts do not fit into a hello.
     """
 
@@ -105,6 +111,7 @@ class Identity:
     others: frozenset[str]
     cluster: bytes
     secret: str | None = field(repr=False)
+    protocols: tuple[int, int] = (1, 1)
     tls: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -122,6 +129,7 @@ class Identity:
             source=self.address,
             target=to,
             nonce=secrets.token_bytes(_NONCE),
+            protocols=self.protocols,
             package=_package_version(),
             facts=dict(self.facts),
         )
@@ -135,6 +143,7 @@ class Hello:
     source: str
     target: str
     nonce: bytes
+    protocols: tuple[int, int]
     package: str
     facts: Mapping[str, str]
 
@@ -142,7 +151,7 @@ class Hello:
         """As sent."""
         return {
             "magic": MAGIC,
-            "protocol": PROTOCOL,
+            "protocols": list(self.protocols),
             "cluster": self.cluster,
             "from": self.source,
             "to": self.target,
@@ -153,17 +162,17 @@ class Hello:
 
     def transcript(self) -> bytes:
         """The same bytes on both sides, whatever order the fields travelled in."""
-        fields = (self.cluster, self.source, self.target, self.nonce, self.package, sorted(self.facts.items()))
-        packed: bytes = msgpack.packb((MAGIC, PROTOCOL, *fields))
+        who = self.cluster, self.source, self.target, self.nonce
+        packed: bytes = msgpack.packb((MAGIC, *who, self.protocols, self.package, sorted(self.facts.items())))
         return packed
 
     @classmethod
-    def parse(cls, message: dict[str, Any]) -> Hello:
-        """Raises HandshakeError for what is not a hello of this protocol version."""
+    def parse(cls, message: dict[str, Any], identity: Identity) -> Hello:
+        """Raises HandshakeError for what is not a hello, or of a node that speaks no version ``identity`` speaks."""
         if message.get("magic") != MAGIC:
             raise HandshakeError("it does not speak this protocol")
-        if message.get("protocol") != PROTOCOL:
-            raise HandshakeError(f"it speaks protocol {_short(message.get('protocol'))}, not {PROTOCOL}", tell=True)
+        protocols = _protocols(message.get("protocols"))
+        _check_protocols(_short(message.get("from")), protocols, repr(identity.address), identity.protocols)
         cluster, nonce, facts = message.get("cluster"), message.get("nonce"), message.get("facts")
         texts = [message.get(key) for key in ("from", "to", "package")]
         if (
@@ -175,7 +184,7 @@ class Hello:
         ):
             raise HandshakeError("its hello is malformed")
         source, target, package = texts
-        return cls(cluster, source, target, nonce, package, facts)  # type: ignore[arg-type]  # checked above
+        return cls(cluster, source, target, nonce, protocols, package, facts)  # type: ignore[arg-type]  # checked above
 
 
 class Handshake:
@@ -208,6 +217,11 @@ class Handshake:
         """Who the other side says it is; for messages only."""
         return None if self._theirs is None else self._theirs.source
 
+    @property
+    def newest(self) -> int:
+        """The newest version of the protocol that the other side speaks; 0 before it has said so."""
+        return 0 if self._theirs is None else self._theirs.protocols[1]
+
     def start(self) -> dict[str, Any]:
         """The dialer's first message."""
         assert self._dial is not None
@@ -217,9 +231,9 @@ class Handshake:
     def receive(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """Take one message; return the answer to send, if any. Raises HandshakeError."""
         if isinstance(message.get("refused"), str):
-            raise HandshakeError(f"it refused this node: {_short(message['refused'])}")
+            raise HandshakeError(f"it refused this node: {message['refused'][:_REFUSAL]!r}")
         if self._theirs is None:
-            self._theirs = Hello.parse(message)
+            self._theirs = Hello.parse(message, self._identity)
             self._check(self._theirs)
             if self._dial is not None:
                 return {"proof": self._proof("dialer")}
@@ -271,6 +285,27 @@ class Handshake:
         both = (self._mine, self._theirs) if self._dial is not None else (self._theirs, self._mine)
         text: bytes = msgpack.packb((label, *(hello.transcript() for hello in both)))
         return hmac.digest((self._identity.secret or "").encode(), text, "sha256")
+
+
+def _protocols(value: object) -> tuple[int, int]:
+    match value:
+        case [int(oldest), int(newest)] if 0 < oldest <= newest < _NEWEST_CONCEIVABLE:
+            return oldest, newest
+    raise HandshakeError("it does not say which versions of the protocol it speaks", tell=True)
+
+
+def _check_protocols(theirs: str, speaks: tuple[int, int], ours: str, spoken: tuple[int, int]) -> None:
+    if speaks[0] <= spoken[1] and spoken[0] <= speaks[1]:
+        return
+    (old, least), (new, most) = sorted([(theirs, speaks), (ours, spoken)], key=lambda each: each[1])
+    raise HandshakeError(
+        f"upgrade {old} first: it speaks protocol {_versions(least)}, and {new} speaks {_versions(most)}", tell=True
+    )
+
+
+def _versions(speaks: tuple[int, int]) -> str:
+    oldest, newest = speaks
+    return str(newest) if oldest == newest else f"{oldest} to {newest}"
 
 
 def _short(value: object) -> str:

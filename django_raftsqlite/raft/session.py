@@ -243,6 +243,11 @@ class Session(asyncio.Protocol):
             self._hub.opened(self)
 
     @property
+    def newest(self) -> int:
+        """The newest version of the protocol that the peer speaks."""
+        return 0 if self._handshake is None else self._handshake.newest
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Harmless differences between the two nodes, for the hub to tell once."""
         return () if self._handshake is None else self._handshake.warnings

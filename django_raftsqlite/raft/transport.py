@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .config import RaftConfig
@@ -73,6 +74,13 @@ class Transport:
     def connected(self) -> frozenset[str]:
         """The peers with a session."""
         return frozenset(self._open)
+
+    def speak(self, protocol: int) -> None:
+        """Let nobody in, or stay, who does not speak this version of the protocol."""
+        self.identity = replace(self.identity, protocols=(protocol, self.identity.protocols[1]))
+        for session in list(self._open.values()):
+            if session.newest < protocol:
+                session.close(f"it speaks protocol {session.newest} at most", level=logging.WARNING)
 
     async def start(self) -> None:
         """Listen and begin to dial. Raises OSError that names the address when the port cannot be had."""

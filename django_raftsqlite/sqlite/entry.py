@@ -137,12 +137,18 @@ class ItemKind(enum.IntEnum):
     PARTED_TRANSACTION = 6
     EXPIRE_PARTS = 7
     VERIFY = 8
+    PROTOCOL = 9
+
+
+SINCE = {ItemKind.VERIFY: 2}
+"""Since which version of the protocol an item may be in the log; those that are not named, since the first."""
 
 
 class Item(NamedTuple):
     """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
     ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS; an encoded :class:`~.parts.Part` or
-    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; or 16 bytes that name a verification."""
+    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; 16 bytes that name a verification; or msgpack
+    ``[version]``: from here on the group uses this version of the protocol."""
 
     kind: ItemKind
     payload: bytes

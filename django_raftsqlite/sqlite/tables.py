@@ -48,6 +48,10 @@ CREATE TABLE IF NOT EXISTS _raftsqlite_part(
     data BLOB NOT NULL,
     PRIMARY KEY (origin, sequence, number)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _raftsqlite_protocol(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    version INTEGER NOT NULL
+) STRICT;
 """
 
 
@@ -56,7 +60,8 @@ class State:
     """The one row of `_raftsqlite_state`.
 
     ``time`` is log time in ms since the epoch, which never goes back. ``digest`` (32 bytes) runs over every
-    request that was decided, in order.
+    request that was decided, in order. ``protocol`` is the version of the protocol that the group uses, which never
+    goes back either; it has a table of its own, since it hardly ever changes.
     """
 
     applied_index: int = 0
@@ -66,6 +71,7 @@ class State:
     last: bytes = NO_REQUEST
     digest: bytes = NO_DIGEST
     time: int = 0
+    protocol: int = 1
 
     @property
     def base(self) -> Base:
@@ -100,7 +106,8 @@ def create(connection: apsw.Connection) -> None:
 def load_state(connection: apsw.Connection) -> State:
     """The state as it is committed."""
     rows = connection.execute(
-        "SELECT applied_index, applied_term, lineage, version, last, digest, time FROM _raftsqlite_state"
+        "SELECT applied_index, applied_term, lineage, version, last, digest, time,"
+        " ifnull((SELECT version FROM _raftsqlite_protocol), 1) FROM _raftsqlite_state"
     ).fetchall()
     row: Any = rows[0]
     return State(*row)
@@ -121,6 +128,11 @@ def save_state(connection: apsw.Connection, state: State) -> None:
             state.time,
         ),
     )
+
+
+def save_protocol(connection: apsw.Connection, protocol: int) -> None:
+    """Write :attr:`State.protocol`, within the caller's transaction."""
+    connection.execute("INSERT OR REPLACE INTO _raftsqlite_protocol VALUES (1, ?)", (protocol,))
 
 
 def load_outcome(connection: apsw.Connection, request: RequestId) -> Outcome | None:

@@ -275,6 +275,9 @@ class Transport:
         self._others: tuple[str, ...] = config.others
         self._encoder = FrameEncoder()
 
+    def speak(self, protocol: int) -> None:
+        pass
+
     async def start(self) -> None:
         self.network.listening[self.address] = self
         for peer in self._others:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.raft.frames import MAX_HELLO
-from django_raftsqlite.raft.handshake import PROTOCOL, Certificate, Handshake, HandshakeError, Identity, split_address
+from django_raftsqlite.raft.handshake import Certificate, Handshake, HandshakeError, Identity, split_address
 
 LOW, MIDDLE, HIGH = "127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"
 ALL = frozenset({LOW, MIDDLE, HIGH})
@@ -104,7 +104,12 @@ def test_a_proof_sent_back_to_its_author_proves_nothing() -> None:
     ("hello", "text"),
     [
         ({"magic": "smtp"}, "does not speak"),
-        ({"protocol": PROTOCOL - 1}, f"protocol {PROTOCOL - 1}, not {PROTOCOL}"),
+        ({"protocols": None}, "does not say which versions"),
+        ({"protocols": [2, 1]}, "does not say which versions"),
+        ({"protocols": [0, 1]}, "does not say which versions"),
+        ({"protocols": [1, 2**40]}, "does not say which versions"),
+        ({"protocols": ["1", "2"]}, "does not say which versions"),
+        ({"protocols": [1]}, "does not say which versions"),
         ({"cluster": b"d" * 16}, "another group"),
         ({"from": "127.0.0.1:9999"}, "not a member"),
         ({"from": LOW}, "not a member"),
@@ -149,6 +154,47 @@ def test_differing_facts_are_refused_or_told() -> None:
     shake(dialer, acceptor)
     assert acceptor.warnings == ("python differs: '3.11' there, '3.12' here",)
     assert dialer.warnings == ("python differs: '3.12' there, '3.11' here",)
+
+
+@pytest.mark.parametrize(("high", "low"), [((1, 2), (1, 1)), ((1, 2), (2, 9)), ((3, 3), (1, 4))])
+def test_nodes_that_have_a_protocol_version_in_common_meet(high: tuple[int, int], low: tuple[int, int]) -> None:
+    """Whichever of them is the newer one."""
+    dialer = Handshake(identity(HIGH, protocols=high), dial=LOW)
+    acceptor = Handshake(identity(LOW, protocols=low))
+    shake(dialer, acceptor)
+    assert (dialer.peer, acceptor.peer) == (LOW, HIGH)
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "text"),
+    [
+        ((3, 5), (1, 2), f"upgrade '{LOW}' first: it speaks protocol 1 to 2, and '{HIGH}' speaks 3 to 5"),
+        ((1, 1), (2, 2), f"upgrade '{HIGH}' first: it speaks protocol 1, and '{LOW}' speaks 2"),
+    ],
+)
+def test_nodes_without_a_common_protocol_version_say_at_both_ends_which_one_to_upgrade(
+    high: tuple[int, int], low: tuple[int, int], text: str
+) -> None:
+    """The acceptor finds it, and its answer tells the dialer in the same words."""
+    dialer = Handshake(identity(HIGH, protocols=high), dial=LOW)
+    error = refusal(dialer, Handshake(identity(LOW, protocols=low)))
+    assert str(error) == text
+    assert error.answer is not None
+    with pytest.raises(HandshakeError, match="it refused this node: ") as told:
+        dialer.receive(error.answer)
+    assert text in str(told.value)
+
+
+def test_the_protocol_versions_are_part_of_the_proof() -> None:
+    """Nobody in between can make two nodes believe that the other is older than it is."""
+    dialer = Handshake(identity(HIGH, protocols=(1, 2)), dial=LOW)
+    acceptor = Handshake(identity(LOW, protocols=(1, 2)))
+    answer = acceptor.receive({**dialer.start(), "protocols": [1, 1]})
+    assert answer is not None
+    proof = dialer.receive(answer)
+    assert proof is not None
+    with pytest.raises(HandshakeError, match="secret"):
+        acceptor.receive(proof)
 
 
 def test_facts_are_part_of_the_proof() -> None:
