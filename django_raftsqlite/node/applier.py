@@ -82,7 +82,8 @@ class Applier:
     :meth:`put` is called on the loop thread, with every committed index in order; ``settled`` and ``failed`` are
     called on the apply thread, and ``distrusted`` instead of ``failed`` where the file is not to be relied on. After
     a fault nothing more is applied: applying the next entry would fork this node. A copy that is installed over a
-    file that is not to be relied on ends that. ``state``, ``digests``, ``applied`` and :meth:`applying` may be
+    file that is not to be relied on ends that. ``written_back`` says, when it is closed, whether the file is on the
+    disk without its WAL. ``state``, ``digests``, ``applied`` and :meth:`applying` may be
     looked at from any thread.
     """
 
@@ -121,6 +122,7 @@ class Applier:
         self._tending = True
         self._counted = time.monotonic()
         self._present: tuple[int, float] | None = None
+        self.written_back = False
         self.applied = Applied(machine.applied_index)
         self.digests = Digests()
         self.state = self._look()
@@ -198,10 +200,12 @@ class Applier:
         try:
             if not self._stopped:
                 self._machine.check()
+                frames, written = self._machine.write_back()
+                self.written_back = frames == written
         except Distrust as error:
             self._distrusted(str(error))
         except apsw.Error:
-            logger.exception("whether something else wrote to the file was not found out at the end")
+            logger.exception("the last look at the file failed")
         finally:
             self._machine.close()
 

@@ -296,7 +296,7 @@ class HostedNode:
         self._verification.close()
         self._trust.close()
         if self.failed is None and self.suspect is None and self.config.durable:
-            fingerprint.keep(self.config.name, self.config.folder)
+            fingerprint.keep(self.config.name, self.config.folder, written_back=self._applier.written_back)
         self._lock.release()
 
     # The loop thread ----------------------------------------------------------------------------------------

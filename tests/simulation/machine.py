@@ -56,6 +56,10 @@ class Applying(StateMachine):
         super().install(copy, go_on)
         self.machine.simulation.checks.installed(self.machine, self)
 
+    def replace(self, copy: Any, go_on: Any) -> None:
+        super().replace(copy, go_on)
+        self.machine.simulation.checks.installed(self.machine, self)
+
 
 class Machine:
     """``process`` hosts the node while there is one; ``host`` is set while it does."""
@@ -71,11 +75,13 @@ class Machine:
         self.log: Log | None = None
         self.guests: list[Process] = []
         self.boots = 0
+        self.power_failures = 0
         self.reluctant = False
         self.wall = 0.0
         self.slow_apply = 0.0
         self.slow_sync = 0.0
         self.excused = False
+        self.touched: str | None = None  # by another program: "touched", then "replaced" by a sound member's content
         self.commit_seen = 0
         self.applied_seen = 0
         self.place: Any = None
@@ -168,6 +174,7 @@ class Machine:
         if self.process is not None and process in (None, self.process):
             self._end_process(self.process)
         if power:
+            self.power_failures += 1
             self.disk.lose_power(self.world.random)
 
     def _end_process(self, process: Process) -> None:

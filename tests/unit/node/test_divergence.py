@@ -279,13 +279,10 @@ def stopped(tmp_path: Path) -> tuple[Path, Path]:
     return database, folder
 
 
-def test_what_a_clean_stop_keeps_of_the_files_no_power_failure_can_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else all members of a group that lose their power together would suspect themselves."""
+def test_what_is_kept_of_a_clean_stop_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database, folder = stopped(tmp_path)
     synced = watch_fsync(monkeypatch)
-    fingerprint.keep(database, folder)
+    fingerprint.keep(database, folder, written_back=True)
     assert synced[0] == f"{database}-wal" and str(tmp_path) in synced
     assert synced[-1] == str(folder / fingerprint.NAME)
     assert fingerprint.changed(database, folder) is None
@@ -293,18 +290,34 @@ def test_what_a_clean_stop_keeps_of_the_files_no_power_failure_can_change(
     assert "db.sqlite3-wal changed" in (fingerprint.changed(database, folder) or "")
 
 
+@pytest.mark.parametrize("written_back", [True, False])
+@pytest.mark.parametrize("boot", ["the same", "another"])
+def test_what_a_power_failure_may_have_done_is_nobody_elses_doing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str, *, written_back: bool
+) -> None:
+    """Else all members of a group that lose their power together would suspect themselves."""
+    database, folder = stopped(tmp_path)
+    monkeypatch.setattr(fingerprint, "_boot", lambda: "the same")
+    fingerprint.keep(database, folder, written_back=written_back)
+    monkeypatch.setattr(fingerprint, "_boot", lambda: boot)
+    assert fingerprint.changed(database, folder) is None
+    database.write_bytes(b"pages before the checkpoint")
+    found = fingerprint.changed(database, folder)
+    assert (found is None) == (boot == "another" and not written_back)
+
+
 def test_files_that_cannot_be_synced_at_a_stop_are_not_called_changed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, folder = stopped(tmp_path)
-    fingerprint.keep(database, folder)
+    fingerprint.keep(database, folder, written_back=True)
 
     def broken(_descriptor: int) -> None:
         raise OSError("the disk failed")
 
     monkeypatch.setattr(os, "fsync", broken)
     (tmp_path / "db.sqlite3-wal").write_bytes(b"what the node wrote since")
-    fingerprint.keep(database, folder)
+    fingerprint.keep(database, folder, written_back=True)
     assert fingerprint.changed(database, folder) is None
 
 
