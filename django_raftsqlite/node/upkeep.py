@@ -78,6 +78,7 @@ class Upkeep:
             send=driver.send,
             make=make,
             applied=lambda: applier.applied.index,
+            members=driver.members_at,
         )
         self._target = SnapshotTarget(
             config.folder,
@@ -172,7 +173,9 @@ class Upkeep:
                 held.append(Hold(int(told["applied"])))
         return held
 
-    def _install(self, copy: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:
+    def _install(
+        self, copy: Path, index: int, term: int, members: bytes, done: Callable[[Exception | None], None]
+    ) -> None:
         resync = self._driver.halted
         try:
             found = inspect_copy(copy)
@@ -182,7 +185,7 @@ class Upkeep:
         if (found.index, found.term) != (index, term):
             done(NodeFault(f"it is of log index {found.index}, term {found.term}, not of {index}, term {term}"))
             return
-        if not self._driver.begin_install(index, term):
+        if not self._driver.begin_install(index, term, members):
             done(Stopped())
             return
 

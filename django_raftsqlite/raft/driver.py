@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .admission import CLUSTER
 from .config import RaftConfig, RaftView
 from .filter import ProtocolViolation
 from .handshake import Identity
 from .log import LogFault, RaftLog, StateMismatch
+from .members import ChangeRefused, Members
 from .replica import Replica
 from .session import PeerFault
 from .thread import LoopThread
@@ -27,11 +29,9 @@ logger = logging.getLogger("django_raftsqlite.raft")
 SWITCH_INTERVAL = 0.0005
 """Seconds; see :func:`_lower_switch_interval`."""
 
-_CLUSTER_KEY = "cluster_id"
-
 
 def cluster_id(peers: tuple[str, ...]) -> bytes:
-    """16 bytes that name the group: all members have the same list, in any order."""
+    """16 bytes that name the group that begins with these: all of them have the same list, in any order."""
     return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
 
 
@@ -53,7 +53,8 @@ class RaftDriver:
     does where the log shows it, unless it is alone: ``mismatch`` says why.
 
     A fault of the log (or of a callback) makes the role "failed": sessions, listener and log are closed, nothing
-    is acknowledged after it, and the loop runs on until :meth:`stop`. A group of one opens no port.
+    is acknowledged after it, and the loop runs on until :meth:`stop`. So does a member that is none any more. A group
+    of one opens no port, unless its settings say how others can prove who they are.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class RaftDriver:
         self._cut_at = 0
         self._failed: RaftView | None = None
         self.mismatch: str | None = None
+        self._followed: object = None
         self._closing_transport: asyncio.Task[None] | None = None
         self._told: tuple[Any, ...] | None = None
         self._changed = asyncio.Event()
@@ -232,11 +234,44 @@ class RaftDriver:
         """The least index at which a snapshot is of use."""
         return self.handed_over + 1 if self._replica is None else self._replica.installable_from
 
-    def begin_install(self, index: int, term: int) -> bool:
-        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow."""
+    def begin_install(self, index: int, term: int, members: bytes) -> bool:
+        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow.
+
+        ``members`` is what :meth:`members_at` gave where the snapshot comes from. Raises ValueError.
+        """
+        at, _, data = members.partition(b" ")
+        known = Members.decode(int(at), data)
         begun: list[bool] = []
-        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term)))
+        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term, known)))
         return begun == [True]
+
+    def members_at(self, index: int) -> bytes:
+        """Who the members were at an entry, for :meth:`begin_install` elsewhere; empty if this log cannot tell."""
+        members = Members.none() if self._log is None else self._log.members_at(index)
+        return b"%d " % members.index + members.encode() if members.index else b""
+
+    def change_members(self, make: Callable[[Members], Members]) -> int:
+        """As the leader, change who the members are; the index of the entry that says so. See :meth:`Replica.change`.
+
+        It is done when that index is committed with this term. Raises ChangeRefused.
+        """
+        if self._replica is None or self._failed is not None or self._stopping:
+            raise ChangeRefused("this node does not lead the group")
+        try:
+            index = self._replica.change(make)
+        except LogFault as fault:
+            self._fail(str(fault))
+            raise ChangeRefused(str(fault)) from fault
+        self._want_settle()
+        return index
+
+    def transfer(self, to: str | None) -> bool:
+        """As the leader, ask another voter to take over, the most suitable one if none is named; False: that cannot
+        be done now. True says that it was asked."""
+        asked: list[bool] = []
+        self._with_replica(lambda replica: asked.append(replica.transfer_leadership(to)))
+        self._want_settle()
+        return asked == [True]
 
     def installed(self, index: int, term: int) -> None:
         """See :meth:`Replica.installed`."""
@@ -281,21 +316,12 @@ class RaftDriver:
         config = self.config
         _make_folder(config.log.parent, config.mode)
         self._log = log = RaftLog(config.log, mode=config.mode, durable=config.durable)
-        self._check_cluster(log)
-        if config.others:
+        self._check_members(log)
+        if config.listens:
             _lower_switch_interval()
-            identity = Identity(
-                address=config.address,
-                others=frozenset(config.others),
-                cluster=cluster_id(config.peers),
-                secret=config.secret,
-                protocols=(max(config.protocols[0], self._speaks), config.protocols[1]),
-                tls=config.certificate is not None,
-                facts=self._facts,
-            )
             self._transport = Transport(
                 config,
-                identity,
+                self._identity(log, frozenset(config.others), fresh=True),
                 on_connected=self._on_connected,
                 on_disconnected=self._on_disconnected,
                 on_message=self._on_frame,
@@ -304,10 +330,11 @@ class RaftDriver:
         try:
             self._replica = self._make_replica(log, self._applied)
         except StateMismatch as mismatch:
-            if not config.others:
+            if not config.others and log.members.voters <= {config.address}:
                 raise
             self.mismatch = str(mismatch)
             self._replica = self._make_replica(log, None)
+        self._follow_contacts()
         if self._transport is not None:
             await self._transport.start()
         self._due = self.loop.time()
@@ -324,18 +351,53 @@ class RaftDriver:
             room=self._room,
         )
 
-    def _check_cluster(self, log: RaftLog) -> None:
-        mine = cluster_id(self.config.peers)
-        stored = log.get_meta(_CLUSTER_KEY)
-        if stored is None:
-            log.set_meta(_CLUSTER_KEY, mine)
-            log.sync()
-        elif stored != mine:
+    def _identity(self, log: RaftLog, others: frozenset[str], *, fresh: bool) -> Identity:
+        config = self.config
+        return Identity(
+            address=config.address,
+            others=others,
+            cluster=log.get_meta(CLUSTER) or b"",
+            secret=config.secret,
+            protocols=(max(config.protocols[0], self._speaks), config.protocols[1]),
+            tls=config.certificate is not None,
+            facts=self._facts,
+            member=log.member_id,
+            fresh=fresh,
+        )
+
+    def _follow_contacts(self) -> None:
+        """Have sessions with those who belong to the group by what this member knows now."""
+        replica, log = self._replica, self._log
+        if replica is None or log is None or self._transport is None:
+            return
+        seen = (replica.members, replica.admission.waiting, replica.leader if replica.admission.waiting else None)
+        if seen != self._followed:
+            self._followed = seen
+            self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
+        if replica.sessions_stale:
+            replica.sessions_stale = False
+            self._transport.renew()
+
+    def _check_members(self, log: RaftLog) -> None:
+        """What the log knows of the members holds, and not the settings; raises ValueError where they cannot both
+        be meant."""
+        config, stored = self.config, log.members
+        for member in stored:
+            if member.id == log.member_id and member.address != config.address:
+                raise ValueError(
+                    f"The log {config.log} is that of the member {member.address}, not of {config.address}. Restore "
+                    "the old address; or have it removed from the group, move the folder away, and join with the new "
+                    "one."
+                )
+        if log.last_index <= 1 and stored.founding and stored.index and stored.voters != set(config.peers):
+            before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
             raise ValueError(
-                f"The log {self.config.log} belongs to a group with other members than "
-                f"{', '.join(sorted(self.config.peers))}: the peers of a group cannot be changed in this release. "
-                "Restore the old peers setting, or move the folder away to begin an empty group."
+                f"The log {config.log} was made for a new group of {before}, which it did not hear of since, and the "
+                f"settings say {now}. Restore the old peers setting, or move the folder away to begin anew."
             )
+        if log.get_meta(CLUSTER) is None and config.peers:
+            log.set_meta(CLUSTER, cluster_id(config.peers))
+            log.sync()
 
     async def _close(self) -> None:
         self._stopping = True
@@ -366,7 +428,7 @@ class RaftDriver:
         if replica is None or self._failed is not None or timeout <= 0:
             return
         deadline = self.loop.time() + timeout
-        while self.view.role == "leader" and self.view.connected:
+        while self.view.role == "leader" and self.view.connected & self.view.members.voters:
             # Again and again: a peer that is asked must have the whole log, and writes may still come in.
             self._with_replica(lambda replica: replica.transfer_leadership())
             self._settle()
@@ -380,8 +442,8 @@ class RaftDriver:
 
     # Events
 
-    def _on_connected(self, peer: str) -> None:
-        self._with_replica(lambda replica: replica.connected(peer))
+    def _on_connected(self, peer: str, member_id: bytes, same_group: bool) -> None:
+        self._with_replica(lambda replica: replica.connected(peer, member_id, same_group=same_group))
         self._want_settle()
 
     def _on_disconnected(self, peer: str) -> None:
@@ -402,7 +464,8 @@ class RaftDriver:
     def _on_frame(self, peer: str, message: dict[str, Any]) -> None:
         kind = message.get("type")
         if isinstance(kind, str) and kind.startswith("node."):
-            self._on_message(peer, message)
+            if self._replica is not None and self._replica.belongs(peer):
+                self._on_message(peer, message)
             return
         if self._replica is None or self._failed is not None or self._stopping:
             return
@@ -447,9 +510,15 @@ class RaftDriver:
         self._thread.run_calls()
         self._forgive_stall()
         self._with_replica(lambda replica: replica.flush())
+        self._with_replica(self._look_if_removed)
+        self._follow_contacts()
         self._deliver()
         self._announce()
         self._expect()
+
+    def _look_if_removed(self, replica: Replica) -> None:
+        if replica.admission.removed is not None:
+            self._fail(replica.admission.removed)
 
     def _expect(self) -> None:
         replica = None if self._failed is not None or self._stopping else self._replica

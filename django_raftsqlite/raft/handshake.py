@@ -31,6 +31,7 @@ from typing import Any
 import msgpack
 
 from .frames import MAX_HELLO
+from .members import ID_BYTES
 
 MAGIC = "django-raftsqlite"
 
@@ -101,9 +102,12 @@ def dials(source: str, target: str) -> bool:
 class Identity:
     """What one member brings into every handshake.
 
-    ``cluster`` is the group's id, ``others`` the members it talks to. ``protocols`` are the oldest and the newest
-    version of the protocol that it speaks. ``facts`` are what it runs on (plain text); those named in REFUSE must
-    be the same everywhere. ``tls`` True: each peer needs a certificate
+    ``cluster`` is the group's id, empty for a node that is yet to be told; ``others`` are the members it knows;
+    ``member`` is the id that its log was made with. ``fresh``: its log knows of nothing but its own beginning. Then
+    it may have begun under another id than the group's: one that is fresh and one that is not talk to each other
+    (about who is a member, ``same_group`` False), others of different groups do not. ``protocols`` are the
+    oldest and the newest version of the protocol that it speaks. ``facts`` are what it runs on (plain
+    text); those named in REFUSE must be the same everywhere. ``tls`` True: each peer needs a certificate
     too. Raises ValueError when there is neither a secret nor TLS, or the facts do not fit into a hello.
     """
 
@@ -114,6 +118,8 @@ class Identity:
     protocols: tuple[int, int] = (1, 1)
     tls: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
+    member: bytes = bytes(ID_BYTES)
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if not self.secret and not self.tls:
@@ -132,6 +138,8 @@ class Identity:
             protocols=self.protocols,
             package=_package_version(),
             facts=dict(self.facts),
+            member=self.member,
+            fresh=self.fresh,
         )
 
 
@@ -146,6 +154,8 @@ class Hello:
     protocols: tuple[int, int]
     package: str
     facts: Mapping[str, str]
+    member: bytes
+    fresh: bool
 
     def wire(self) -> dict[str, Any]:
         """As sent."""
@@ -158,11 +168,13 @@ class Hello:
             "nonce": self.nonce,
             "package": self.package,
             "facts": dict(self.facts),
+            "member": self.member,
+            "fresh": self.fresh,
         }
 
     def transcript(self) -> bytes:
         """The same bytes on both sides, whatever order the fields travelled in."""
-        who = self.cluster, self.source, self.target, self.nonce
+        who = (self.cluster, self.source, self.target, self.nonce, self.member, self.fresh)
         packed: bytes = msgpack.packb((MAGIC, *who, self.protocols, self.package, sorted(self.facts.items())))
         return packed
 
@@ -174,17 +186,22 @@ class Hello:
         protocols = _protocols(message.get("protocols"))
         _check_protocols(_short(message.get("from")), protocols, repr(identity.address), identity.protocols)
         cluster, nonce, facts = message.get("cluster"), message.get("nonce"), message.get("facts")
+        member, fresh = message.get("member"), message.get("fresh")
         texts = [message.get(key) for key in ("from", "to", "package")]
         if (
             not isinstance(cluster, bytes)
             or not isinstance(nonce, bytes)
             or len(nonce) != _NONCE
+            or not isinstance(member, bytes)
+            or len(member) != ID_BYTES
+            or not isinstance(fresh, bool)
             or not isinstance(facts, dict)
             or not all(isinstance(text, str) and len(text) <= _TEXT for text in [*texts, *facts, *facts.values()])
         ):
             raise HandshakeError("its hello is malformed")
         source, target, package = texts
-        return cls(cluster, source, target, nonce, protocols, package, facts)  # type: ignore[arg-type]  # checked above
+        who = (cluster, source, target, nonce)
+        return cls(*who, protocols, package, facts, member, fresh)  # type: ignore[arg-type]  # checked above
 
 
 class Handshake:
@@ -211,6 +228,17 @@ class Handshake:
     def done(self) -> bool:
         """True once both sides have proven themselves, as far as this side can know."""
         return self.peer is not None
+
+    @property
+    def member(self) -> bytes:
+        """The id of the other side's log; of a peer, once it is proven."""
+        assert self._theirs is not None
+        return self._theirs.member
+
+    @property
+    def same_group(self) -> bool:
+        """Whether both are of one group, as far as both know; see :class:`Identity`."""
+        return self._theirs is not None and self._theirs.cluster == self._identity.cluster != b""
 
     @property
     def claimed(self) -> str | None:
@@ -249,13 +277,22 @@ class Handshake:
 
     def _check(self, hello: Hello) -> None:
         identity = self._identity
-        if hello.cluster != identity.cluster:
+        if hello.cluster != identity.cluster and hello.fresh == identity.fresh:
             raise HandshakeError("it belongs to another group (its peers setting differs)", tell=True)
-        if hello.source not in identity.others:
+        known = hello.source in identity.others
+        if not known and not identity.secret:
+            # Whoever has a certificate of this authority is not a member for that; who knows the secret may ask.
             raise HandshakeError(f"{_short(hello.source)} is not a member of this group", tell=True)
+        if not known:
+            try:
+                split_address(hello.source)
+            except ValueError:
+                raise HandshakeError(f"{_short(hello.source)} is not of the form host:port", tell=True) from None
+        if hello.source == identity.address:
+            raise HandshakeError(f"{_short(hello.source)} is this node's own address", tell=True)
         if self._dial is not None and hello.source != self._dial:
             raise HandshakeError(f"it is {hello.source}, not {self._dial}", tell=True)
-        if self._dial is None and not dials(hello.source, identity.address):
+        if self._dial is None and known and hello.cluster and not dials(hello.source, identity.address):
             raise HandshakeError(f"{hello.source} does not dial this node, this node dials it", tell=True)
         if hello.target != identity.address:
             raise HandshakeError(f"it looks for {_short(hello.target)}, this is {identity.address}", tell=True)

@@ -248,6 +248,17 @@ class Session(asyncio.Protocol):
         return 0 if self._handshake is None else self._handshake.newest
 
     @property
+    def member(self) -> bytes:
+        """The id of the peer's log."""
+        assert self._handshake is not None
+        return self._handshake.member
+
+    @property
+    def same_group(self) -> bool:
+        """Whether the peer is of this node's group, as far as both knew when the session began."""
+        return self._handshake is not None and self._handshake.same_group
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Harmless differences between the two nodes, for the hub to tell once."""
         return () if self._handshake is None else self._handshake.warnings

@@ -707,7 +707,7 @@ def test_other_peers_than_the_stored_ones_are_refused(tmp_path: Path) -> None:
     node.close()
     changed = NodeConfig(name=config.name, address="elsewhere", peers=("elsewhere",))
     other = ProcessNode(changed)
-    with pytest.raises(OperationalError, match="other members"):
+    with pytest.raises(OperationalError, match="is that of the member localhost"):
         other.backend()
     other.close()
 

@@ -78,9 +78,9 @@ class Log(raft_log.RaftLog):
         self.simulation.checks.dropped(self._machine, self.terms, index)
         super()._truncate(index)
 
-    def restart(self, index: int, term: int) -> None:
+    def restart(self, index: int, term: int, members: Any) -> None:
         self.simulation.checks.dropped(self._machine, self.terms, index + 1)
-        super().restart(index, term)
+        super().restart(index, term, members)
         self.terms = {index: term}
         self.proven_index = index - 1
 
@@ -160,7 +160,7 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
         # Sets of members are gone through in the order of their hashes, which must not be addresses in memory.
         put(consensus._Member, "__hash__", lambda member: zlib.crc32(member.id.encode()))
         put(driver, "LoopThread", partial(LoopThread, world))
-        put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, **calls))
+        put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, identity, **calls))
         put(driver, "RaftLog", BoundLog)
         put(driver, "_lower_switch_interval", lambda: None)
         put(clock, "VFS_NAME", disk.VFS_NAME)

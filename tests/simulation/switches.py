@@ -228,8 +228,10 @@ def cut_unsynced() -> list[Patch]:
 def old_copies_taken() -> list[Patch]:
     original = Consensus.begin_install
 
-    def begin(self: Any, index: int, term: int, **keywords: Any) -> bool:
-        return True if index <= self.applied and not self.is_leader else original(self, index, term, **keywords)
+    def begin(self: Any, index: int, term: int, members: Any, **keywords: Any) -> bool:
+        if index <= self.applied and not self.is_leader:
+            return True
+        return original(self, index, term, members, **keywords)
 
     return [(Consensus, "begin_install", begin)]
 

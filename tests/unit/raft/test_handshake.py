@@ -111,8 +111,10 @@ def test_a_proof_sent_back_to_its_author_proves_nothing() -> None:
         ({"protocols": ["1", "2"]}, "does not say which versions"),
         ({"protocols": [1]}, "does not say which versions"),
         ({"cluster": b"d" * 16}, "another group"),
-        ({"from": "127.0.0.1:9999"}, "not a member"),
-        ({"from": LOW}, "not a member"),
+        ({"from": "nowhere"}, "host:port"),
+        ({"from": LOW}, "own address"),
+        ({"member": b"short"}, "malformed"),
+        ({"fresh": 1}, "malformed"),
         ({"to": MIDDLE}, "looks for"),
         ({"nonce": b"short"}, "malformed"),
         ({"nonce": "x" * 32}, "malformed"),
@@ -127,6 +129,29 @@ def test_a_wrong_hello_is_refused_with_its_reason(hello: dict[str, Any], text: s
     acceptor = Handshake(identity(LOW))
     with pytest.raises(HandshakeError, match=text):
         acceptor.receive({**Handshake(identity(HIGH), dial=LOW).start(), **hello})
+
+
+def test_who_knows_the_secret_may_ask_to_be_a_member_and_who_has_a_certificate_may_not() -> None:
+    """An authority may have signed for others than this group's members."""
+    stranger = "127.0.0.1:9999"
+    dialer, acceptor = Handshake(identity(stranger), dial=LOW), Handshake(identity(LOW))
+    shake(dialer, acceptor)
+    assert acceptor.peer == stranger
+    hello = Handshake(identity(stranger, secret=None, tls=True), dial=LOW).start()
+    with pytest.raises(HandshakeError, match="not a member"):
+        Handshake(identity(LOW, secret=None, tls=True)).receive(hello)
+
+
+def test_a_log_that_knows_of_nothing_meets_a_group_under_another_id() -> None:
+    """It may have been told other founders than the group had: what passes then is about members alone."""
+    fresh, old = identity(HIGH, cluster=b"d" * 16, fresh=True, member=b"1" * 16), identity(LOW, member=b"2" * 16)
+    dialer, acceptor = Handshake(fresh, dial=LOW), Handshake(old)
+    shake(dialer, acceptor)
+    assert (dialer.same_group, acceptor.same_group) == (False, False)
+    assert (dialer.member, acceptor.member) == (b"2" * 16, b"1" * 16)
+    both_fresh = Handshake(replace(fresh, cluster=b"d" * 16), dial=LOW).start()
+    with pytest.raises(HandshakeError, match="another group"):
+        Handshake(replace(old, fresh=True)).receive(both_fresh)
 
 
 def test_the_member_that_should_be_dialled_does_not_dial() -> None:
@@ -221,6 +246,7 @@ def test_what_a_stranger_sends_is_quoted_and_short_in_messages() -> None:
     acceptor = Handshake(identity(LOW))
     with pytest.raises(HandshakeError) as caught:
         acceptor.receive({**Handshake(identity(HIGH), dial=LOW).start(), "from": evil})
+    assert "forged line" in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
