@@ -157,6 +157,7 @@ class _Reader:
             tls=tls,
             timeout=self._seconds("timeout", _DEFAULT["timeout"]),
             election_timeout=self._seconds("election_timeout", _DEFAULT["election_timeout"], *ELECTION_TIMEOUT_RANGE),
+            fixed_election_timeout=self._option("election_timeout") is not None,
             apply_timeout=self._seconds("apply_timeout", _DEFAULT["apply_timeout"]),
             max_transaction_bytes=self._bytes("max_transaction_bytes", TRANSACTION_BYTES_RANGE),
             wal_limit=self._bytes("wal_limit", WAL_LIMIT_RANGE),

@@ -31,17 +31,17 @@ class NodeConfig:
 
     ``name`` is the path of the SQLite file. ``address`` ("host:port") is the node's identity; ``peers`` are all
     voting members, itself included; a group of one has ``peers == (address,)`` and opens no port. Times are
-    seconds. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases). ``durable``
-    False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put off while one
-    long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded;
-    ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out. ``log_entries`` and
-    ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is how fast (bytes per
-    second) the database is sent to those that lag more.
-    ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
-    the socket. ``on_divergence``: what a node does whose content differs from that of the majority, "resync" or
-    "stop"; ``observers`` are told of it, in a thread of their own. ``reluctant``: this process will soon end, so
-    that its node leaves leading the group to others. ``protocols`` are the oldest and the newest version of the
-    protocol that it speaks.
+    seconds. ``election_timeout`` is the least one, which grows where members are far away unless
+    ``fixed_election_timeout``. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases).
+    ``durable`` False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put
+    off while one long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction,
+    encoded; ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out. ``log_entries``
+    and ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is how fast
+    (bytes per second) the database is sent to those that lag more. ``registrars`` register SQL functions and
+    collations on every connection. ``mode`` is the mode of the files and the socket. ``on_divergence``: what a node
+    does whose content differs from that of the majority, "resync" or "stop"; ``observers`` are told of it, in a
+    thread of their own. ``reluctant``: this process will soon end, so that its node leaves leading the group to
+    others. ``protocols`` are the oldest and the newest version of the protocol that it speaks.
     """
 
     name: Path
@@ -51,6 +51,7 @@ class NodeConfig:
     tls: TLSFiles | None = None
     timeout: float = 5.0
     election_timeout: float = 0.4
+    fixed_election_timeout: bool = False
     apply_timeout: float = 60.0
     max_transaction_bytes: int = 256 * 1024 * 1024
     wal_limit: int = 64 * 1024 * 1024

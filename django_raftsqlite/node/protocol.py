@@ -9,14 +9,13 @@ from ..raft.config import RaftView
 from .messages import Message
 
 OLDEST, NEWEST = 1, 2
-"""What this version of the program speaks. Add what 2 and later bring to the constants below."""
+"""What this version of the program speaks. What came with a version is named below, in
+:data:`~django_raftsqlite.sqlite.entry.SINCE` and in :data:`django_raftsqlite.raft.roundtrips.SINCE`."""
 
 VERIFY = 2
 """Verifications in the log."""
 HELD = 2
 """Claims on the write lease that say since when it is held."""
-PING = 2
-"""Members that measure their round trips."""
 
 
 class Protocol:

@@ -77,6 +77,7 @@ def raft_config(config: NodeConfig, protocol: int) -> RaftConfig:
         key=None if tls is None else tls.key,
         authority=None if tls is None else tls.authority,
         election_timeout=config.election_timeout,
+        fixed_timeout=config.fixed_election_timeout,
         durable=config.durable,
         mode=config.mode,
         reluctant=config.reluctant,

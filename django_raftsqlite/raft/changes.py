@@ -11,20 +11,22 @@ class CatchUp:
     """Whether newcomers have the log (Raft thesis section 4.2.1).
 
     A newcomer is sent the log in rounds: each ends when it has what the leader had when the round began. It has
-    caught up when one took less than an election timeout: then what it still lacks keeps nobody waiting for longer.
+    caught up when one took less than an election timeout, its distance apart: then what it still lacks keeps nobody
+    waiting for longer.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._rounds: dict[str, tuple[int, float]] = {}
 
-    def caught_up(self, peer: str, match: int, last_index: int, now: float) -> bool:
-        """To be asked again and again; ``match`` is what the newcomer has on its disk."""
+    def caught_up(self, peer: str, match: int, last_index: int, now: float, *, distance: float = 0.0) -> bool:
+        """To be asked again and again; ``match`` is what the newcomer has on its disk, ``distance`` the round trip to
+        it, in seconds, of which a round takes two: the entries may wait for room on their way."""
         target, began = self._rounds.setdefault(peer, (last_index, now))
         if match < target:
             return False
         self._rounds[peer] = (last_index, now)
-        return now - began < self._timeout
+        return now - began < self._timeout + 2 * distance
 
     def keep(self, peers: Set[str]) -> None:
         """Forget all others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,11 @@ class RaftConfig:
     good, or as one that becomes a voter. All three matter only until the log knows the members. ``readmit``: a
     member whose disk is another one asks to be admitted again. ``log`` is the path of the log's SQLite file.
     ``election_timeout`` (seconds) is the least time without a leader's word before an election; the most is twice
-    that. ``certificate``/``key``/``authority`` are PEM paths, all or none. ``durable`` False: the log is not fsynced
-    (test databases). ``mode`` is the mode of the log's files. ``reluctant``: it leaves leading to others that can;
-    see :class:`~.reluctance.Reluctance`. ``protocols``: the oldest version of the protocol that it speaks, which
-    :meth:`~.driver.RaftDriver.speak` raises, and the newest.
+    that. It grows with the round trip to the nearest majority (:class:`~.roundtrips.RoundTrips`) unless
+    ``fixed_timeout``. ``certificate``/``key``/``authority`` are PEM paths, all or none. ``durable`` False: the log is
+    not fsynced (test databases). ``mode`` is the mode of the log's files. ``reluctant``: it leaves leading to others
+    that can; see :class:`~.reluctance.Reluctance`. ``protocols``: the oldest version of the protocol that it speaks,
+    which :meth:`~.driver.RaftDriver.speak` raises, and the newest.
     """
 
     address: str
@@ -31,6 +33,7 @@ class RaftConfig:
     key: Path | None = None
     authority: Path | None = None
     election_timeout: float = 0.4
+    fixed_timeout: bool = False
     durable: bool = True
     mode: int = 0o600
     reluctant: bool = False
@@ -64,7 +67,8 @@ class RaftView:
     peer to the last log index known to be on its disk. ``established``: leader whose term's no-op is committed.
     ``first_index``: where the log begins. ``behind`` (leader only): peers that lack entries which it no longer holds.
     ``members`` is the log's newest configuration, committed or not. ``waiting``: the group has not admitted this node
-    yet; ``problem`` says what is in the way of that.
+    yet; ``problem`` says what is in the way of that. ``election_timeout`` is the least one now, ``round_trips`` are
+    the seconds to each peer, where they are known.
     """
 
     role: str
@@ -81,3 +85,5 @@ class RaftView:
     members: Members = field(default_factory=Members.none)
     waiting: bool = False
     problem: str | None = None
+    election_timeout: float = 0.0
+    round_trips: Mapping[str, float] = field(default_factory=dict)

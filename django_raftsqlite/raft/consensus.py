@@ -182,13 +182,14 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self._progress: dict[str, _Progress] = {}  # of all members but this one
         self._outlet = Outlet(send)
         # With batches "on" the constructor makes no pipe (audit A9); they are off from then on, see below.
+        least = config.election_timeout
         conf = SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,
             appendEntriesPeriod=config.heartbeat,
-            raftMinTimeout=config.election_timeout,
-            raftMaxTimeout=2 * config.election_timeout,
-            leaderFallbackTimeout=4 * config.election_timeout,
+            raftMinTimeout=least,
+            raftMaxTimeout=2 * least,
+            leaderFallbackTimeout=4 * least,
             connectionTimeout=86400.0,
             commandsWaitLeader=False,
             dynamicMembershipChange=False,
@@ -339,6 +340,17 @@ class Consensus(SyncObj):  # type: ignore[misc]
     def transfer_pending(self) -> bool:
         """The leader asked this member to hold an election at once."""
         return bool(self._SyncObj__transferInProgress)
+
+    @property
+    def least_timeout(self) -> float:
+        """The least election timeout, in seconds."""
+        return float(self.conf.raftMinTimeout)
+
+    @least_timeout.setter
+    def least_timeout(self, value: float) -> None:
+        self.conf.raftMinTimeout = value
+        self.conf.raftMaxTimeout = 2 * value
+        self.conf.leaderFallbackTimeout = 4 * value
 
     def election_timeout(self) -> float:
         """A random election timeout, in seconds."""

@@ -289,6 +289,7 @@ class RaftDriver:
             self._speaks = protocol
             if self._transport is not None:
                 self._transport.speak(protocol)
+            self._with_replica(lambda replica: replica.speak(protocol))
 
     def prefer(self, willing: frozenset[str]) -> None:
         """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
@@ -296,10 +297,10 @@ class RaftDriver:
 
     @property
     def hears_a_quorum(self) -> bool:
-        """Whether this member leads and heard of a quorum within an election timeout; the followers would not elect
-        another one meanwhile (Raft thesis section 4.2.3). Loop thread."""
+        """Whether this member leads and heard of a quorum so lately that hardly another one has been elected (Raft
+        thesis section 4.2.3). No proof: nothing is safe because of it. Loop thread."""
         replica = self._replica
-        return replica is not None and self._failed is None and replica.is_leader and replica.leader_alive
+        return replica is not None and self._failed is None and replica.hears_a_quorum
 
     @property
     def giving_way(self) -> bool:

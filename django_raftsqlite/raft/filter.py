@@ -5,8 +5,8 @@ makes them safe (Raft paper section 5.3, thesis 9.6). It is pure: it looks at th
 
 Every message but ``higher_term``, ``timeout_now`` and those about who is a member is either a question with a
 ``seq``, unique in the life of its sender, or an answer with the ``re`` of its question; answers carry the term of
-the member that gives them. A ``quiet`` append_entries tells the commit index alone: it is answered only by a member
-whose log does not match.
+the member that gives them, but for ``pong``, which only says how far away a peer is. A ``quiet`` append_entries
+tells the commit index alone: it is answered only by a member whose log does not match.
 """
 
 from __future__ import annotations
@@ -109,6 +109,8 @@ _FIELDS: Mapping[str, Mapping[str, _Check]] = {
     "pre_vote_reply": _ANSWER,
     "probe": _QUESTION,
     "probe_reply": _ANSWER,
+    "ping": {"seq": _is_int},
+    "pong": {"re": _is_int},
     "timeout_now": {"term": _is_int},
     "higher_term": {"term": _is_int},
     "join": {"again": _is_bool, "learner": _is_bool},

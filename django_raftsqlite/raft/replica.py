@@ -17,6 +17,7 @@ from .members import ChangeRefused, Members, Role
 from .prevote import PreVote
 from .reads import Done, ReadIndex
 from .reluctance import Reluctance
+from .roundtrips import SINCE, RoundTrips
 
 Place = tuple[str, int, str | None, frozenset[str], bool, Members]
 """Role, term, leader, connected peers, established, members."""
@@ -84,6 +85,8 @@ class Replica:
         self._reads = ReadIndex(self._quorum)
         self._reads_asked = 0.0
         self._reluctance = Reluctance(config.election_timeout, reluctant=config.reluctant or applied is None)
+        self._round_trips = RoundTrips()
+        self._protocol = config.protocols[0]
         self._leader_heard = float("-inf")
         self._transfer_term: int | None = None
         self._leadership: int | None = None
@@ -170,12 +173,26 @@ class Replica:
 
     @property
     def leader_alive(self) -> bool:
-        """There is a leader that works, so nobody else should be elected (Raft thesis section 4.2.3)."""
-        moment = library.monotonicTime() - self.config.election_timeout
+        """There is a leader that works, so nobody else should be elected (Raft thesis section 4.2.3).
+
+        That keeps a leader in office, and no more: members may have different election timeouts, and nothing is safe
+        because of it.
+        """
         if self.is_leader:
-            return self.members.quorum(self._raft.heard_since(moment))
+            return self._heard_quorum(self._raft.least_timeout)
+        moment = library.monotonicTime() - self._raft.least_timeout
         # A leader whose link is known to be closed is not waited for.
         return self.leader in self._sessions and self._leader_heard > moment
+
+    @property
+    def hears_a_quorum(self) -> bool:
+        """This member leads, and heard of a quorum within the shortest election timeout that a member has, if their
+        settings are the same."""
+        return self.is_leader and self._heard_quorum(self.config.election_timeout)
+
+    def _heard_quorum(self, seconds: float) -> bool:
+        moment = library.monotonicTime() - seconds
+        return self.members.quorum(self._raft.heard_since(moment))
 
     @property
     def place(self) -> Place:
@@ -224,6 +241,8 @@ class Replica:
             members=members,
             waiting=self.admission.waiting,
             problem=self.admission.problem,
+            election_timeout=raft.least_timeout,
+            round_trips={peer: trip for peer in others if (trip := self._round_trips.to(peer)) is not None},
         )
 
     # Sessions
@@ -252,9 +271,10 @@ class Replica:
         self._strangers.discard(peer)
         self._held = [item for item in self._held if item[0] != peer]
         self._review()
+        self._round_trips.disconnected(peer)
         if peer == self.leader:
             # Most often its process ended. PreVote and stickiness keep this from deposing a leader that lives.
-            soon = library.monotonicTime() + (self._raft.election_timeout() - self.config.election_timeout) / 2
+            soon = library.monotonicTime() + (self._raft.election_timeout() - self._raft.least_timeout) / 2
             self._raft.election_deadline = min(self._raft.election_deadline, soon)
         self._after()
 
@@ -309,7 +329,12 @@ class Replica:
         self._answering = message.get("seq")
         self._quiet = message.get("quiet", False)
         try:
-            self._handle(peer, kind, message)
+            if kind == "ping":
+                self._send(peer, {"type": "pong"})
+            elif kind == "pong":
+                self._measure(peer, message["re"])
+            else:
+                self._handle(peer, kind, message)
         finally:
             self._answering = None
             self._quiet = False
@@ -399,6 +424,7 @@ class Replica:
             self._forgive_stall(now)
         self._last_tick = now
         self._work = True
+        self._ping(now)
         self._reads_ask_again(now)
         self.flush()
         self.announce()
@@ -408,6 +434,25 @@ class Replica:
             self._lead_members(now)
         self._tell_strangers()
         self._look_if_removed()
+
+    def speak(self, protocol: int) -> None:
+        """The group uses this version of the protocol."""
+        self._protocol = protocol
+
+    def _ping(self, now: float) -> None:
+        """Ask the peers how far away they are."""
+        if self._protocol < SINCE:
+            return
+        for peer in self._connected:
+            if self._round_trips.due(peer, now) and self._send(peer, {"type": "ping"}):
+                self._round_trips.asked(peer, self.seq, now)
+
+    def _measure(self, peer: str, seq: int) -> None:
+        self._round_trips.answered(peer, seq, library.monotonicTime())
+        if not self.config.fixed_timeout:
+            others = self.members.voters - {self.config.address}
+            timeout = self._round_trips.election_timeout(others, self.config.election_timeout)
+            self._raft.least_timeout = self._reluctance.timeout = timeout
 
     def _give_way(self, now: float) -> None:
         """A reluctant leader hands over to who is willing."""
@@ -615,7 +660,7 @@ class Replica:
         if not self.is_leader:
             raise ChangeRefused("this node does not lead the group")
         members, changed = self.members, make(self.members)
-        heard = self._raft.heard_since(library.monotonicTime() - 2 * self.config.election_timeout)
+        heard = self._raft.heard_since(library.monotonicTime() - 2 * self._raft.least_timeout)
         heard &= self._recognised | {self.config.address, *self._bindable()}
         changes.check(
             members, changed, commit_index=self.commit_index, established=self._raft.established, heard=heard
@@ -645,7 +690,8 @@ class Replica:
                 self.change(lambda members: members.bind(ids))
                 return
             for peer in sorted(newcomers):
-                if self._catch_up.caught_up(peer, self.match(peer), self.last_index, now):
+                distance = self._round_trips.to(peer) or 0.0
+                if self._catch_up.caught_up(peer, self.match(peer), self.last_index, now, distance=distance):
                     self.change(lambda members, peer=peer: members.promote(peer))  # type: ignore[misc]
                     return
         except ChangeRefused:

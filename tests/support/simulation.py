@@ -109,6 +109,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.now = 1000.0
         self.delay = (0.001, 0.003)
+        self.delays: dict[frozenset[str], tuple[float, float]] = {}
         self.reconnect = (0.01, 0.05)
         self.leaders: dict[int, str] = {}
         self.committed: dict[int, tuple[int, bytes]] = {}
@@ -365,7 +366,8 @@ class Simulation:
             return True
         wire = msgpack.packb(message)
         arrival = max(
-            self.now + self._chance(source, target).uniform(*self.delay),
+            self.now
+            + self._chance(source, target).uniform(*self.delays.get(frozenset((source, target)), self.delay)),
             self._last_arrival.get((session, target), 0.0) + 1e-6,
         )
         self._last_arrival[session, target] = arrival
