@@ -140,7 +140,7 @@ class HostedNode:
             config.address,
             config.protocols,
             used=lambda: self._applier.state.protocol,
-            members=lambda: config.peers,
+            members=lambda: [member.address for member in self._driver.view.members] or config.peers,
             heard=self._core.heard,
             raise_to=self._core.leader.use_protocol,
         )
