@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+FAR = 0.005
+"""Seconds of a round trip that are worth a word."""
+
 
 def has_leader(status: Mapping[str, Any]) -> bool:
     """Whether the node knows a leader and reaches it."""
@@ -24,6 +27,7 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
         ("role", role),
         ("leader", status["leader"] or "none"),
         ("term", status["term"]),
+        *_distance(status),
         ("commit index", status["commit_index"]),
         ("applied index", status["applied_index"]),
         ("version", status["version"]),
@@ -89,6 +93,14 @@ def _snapshots(told: Mapping[str, Any]) -> Iterable[str]:
 
 def _share(transfer: Mapping[str, Any]) -> str:
     return f"{transfer['bytes'] / 2**20:.1f} of {transfer['size'] / 2**20:.1f} MiB (log index {transfer['index']})"
+
+
+def _distance(status: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """The election timeout, and how far the other members are, where they are not near."""
+    trips = {m["address"]: m["round_trip"] for m in status["members"] if m.get("round_trip") is not None}
+    if status.get("election_timeout") is not None:
+        far = ", ".join(f"{address} {1000 * trip:.0f} ms" for address, trip in trips.items() if trip >= FAR)
+        yield "elections", f"after {status['election_timeout']:g} s" + (f"; round trips: {far}" if far else "")
 
 
 def _protocol(told: Mapping[str, Any]) -> str:

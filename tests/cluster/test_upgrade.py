@@ -21,6 +21,7 @@ from django_raftsqlite.exceptions import (
     Unavailable,
 )
 from django_raftsqlite.management.verification import outcome_of
+from django_raftsqlite.node import host
 from tests.support.nodes import Group, eventually, read, write
 
 OLD, NEW = (1, 1), (1, 2)
@@ -103,6 +104,15 @@ class Writer:
             raise self.error
 
 
+def check_written(made: Group, writers: list[Writer]) -> None:
+    """Nothing that was acknowledged is lost, nothing is there twice or was refused."""
+    for number, writer in enumerate(writers):
+        rows = [each for (each,) in read(made.nodes[0], "SELECT number FROM t WHERE author = ?", number)]
+        assert len(rows) == len(set(rows))
+        assert writer.acknowledged <= set(rows) <= writer.acknowledged | writer.uncertain
+    print({number: len(writer.acknowledged) for number, writer in enumerate(writers)}, "writes acknowledged")
+
+
 def test_a_group_is_upgraded_one_node_at_a_time_under_writes(trio: Group) -> None:
     """Nothing is lost or doubled; what is new is refused, with a reason, until the last node is upgraded."""
     writers = [Writer(trio, number) for number in range(3)]
@@ -141,11 +151,7 @@ def test_a_group_is_upgraded_one_node_at_a_time_under_writes(trio: Group) -> Non
         return found.complete and found.status == 0
 
     eventually(verified, "the contents are the same", DEADLINE)
-    for number, writer in enumerate(writers):
-        rows = [each for (each,) in read(trio.nodes[0], "SELECT number FROM t WHERE author = ?", number)]
-        assert len(rows) == len(set(rows))
-        assert writer.acknowledged <= set(rows) <= writer.acknowledged | writer.uncertain
-    print({number: len(writer.acknowledged) for number, writer in enumerate(writers)}, "writes acknowledged")
+    check_written(trio, writers)
 
 
 def test_a_node_that_was_downgraded_too_late_does_not_start_and_says_why(trio: Group) -> None:
@@ -186,3 +192,37 @@ def test_an_old_node_with_an_empty_disk_is_kept_out_of_a_group_that_went_on(
         logging.getLogger("django_raftsqlite").removeHandler(caplog.handler)
     write(trio.nodes[0], "INSERT INTO t(author, number) VALUES (1, 1)")
     assert [each["reachable"] for each in trio.nodes[2].status()["members"]] == [False, False, True]
+
+
+def test_an_upgrade_of_sqlite_goes_through_the_nodes_one_by_one_too(
+    trio: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes with another SQLite than the others wait until they are more than half, and take over then."""
+    release = "3.1"
+    facts = host.handshake_facts
+    monkeypatch.setattr(host, "handshake_facts", lambda registrars: {**facts(registrars), "sqlite": release})
+    for number in range(3):
+        become(trio, number, OLD)
+    trio.leader()
+    writers = [Writer(trio, number) for number in range(3)]
+    try:
+        leader = trio.leader()
+        order = [number for number in range(3) if number != leader] + [leader]
+        release = "3.2"
+        for done, number in enumerate(order, 1):
+            become(trio, number, OLD)
+            serving, waiting = (order[done:], order[:done]) if done == 1 else (order[:done], order[done:])
+            before = {each: len(writers[each].acknowledged) for each in serving}
+            eventually(
+                lambda before=before: all(len(writers[each].acknowledged) > n for each, n in before.items()),
+                f"{len(serving)} nodes write when {done} are upgraded",
+                DEADLINE,
+            )
+            for each in waiting:
+                told = trio.nodes[each].status()["members"]
+                assert {member["address"] for member in told if member["reachable"]} == {trio.peers[each]}
+    finally:
+        for writer in writers:
+            writer.stop()
+    trio.settle()
+    check_written(trio, writers)

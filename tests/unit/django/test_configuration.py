@@ -85,6 +85,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     node = configuration.node
     assert (node.address, node.peers, node.secret) == (PEERS[0], tuple(PEERS), SECRET)
     assert (node.timeout, node.lease_timeout, node.election_timeout) == (2.0, 3.0, 0.8)
+    assert node.fixed_election_timeout
     assert (node.mode, node.host) == (0o660, False)
     assert (node.log_entries, node.log_bytes, node.snapshot_rate) == (500, 2**22, 2**16)
     assert node.on_divergence == "stop"
@@ -291,6 +292,12 @@ def test_all_problems_are_found_at_once(settings: Any) -> None:
     problems = find_problems("default", {**settings(host=3, mode="x", reads="y", nodes=1), "NAME": ""})
     assert sorted(problem.id for problem in problems) == ["E001", "E002", "E005", "E005", "E007"]
     assert find_problems("default", settings()) == []
+
+
+def test_an_election_timeout_that_is_not_written_follows_the_distance(settings: Any) -> None:
+    for options, fixed in (({}, False), ({"election_timeout": None}, False), ({"election_timeout": 0.4}, True)):
+        node = configure("default", settings(**group(**options))).node
+        assert (node.election_timeout, node.fixed_election_timeout) == (0.4, fixed)
 
 
 def test_a_test_database_is_a_group_of_one_whatever_the_options_say(settings: Any) -> None:
