@@ -191,7 +191,8 @@ def test_an_old_node_with_an_empty_disk_is_kept_out_of_a_group_that_went_on(
     finally:
         logging.getLogger("django_raftsqlite").removeHandler(caplog.handler)
     write(trio.nodes[0], "INSERT INTO t(author, number) VALUES (1, 1)")
-    assert [each["reachable"] for each in trio.nodes[2].status()["members"]] == [False, False, True]
+    reachable = {each["address"]: each["reachable"] for each in trio.nodes[2].status()["members"]}
+    assert reachable == {trio.peers[0]: False, trio.peers[1]: False, trio.peers[2]: True}
 
 
 def test_an_upgrade_of_sqlite_goes_through_the_nodes_one_by_one_too(
