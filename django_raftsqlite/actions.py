@@ -14,6 +14,7 @@ from django.db import connections
 from .backups.places import storage_place
 from .backups.taking import BackupFailed, take_backup
 from .configuration import configure
+from .picture import votes
 from .status import node_of
 
 logger = logging.getLogger("django_raftsqlite.admin")
@@ -51,6 +52,23 @@ def _verify(alias: str, _member: str) -> str:
     with connections[alias].wrap_database_errors:
         node.backend().verify(timeout=node.config.timeout)
     return "The members are comparing their content; this page shows what they find."
+
+
+def _change(verb: str) -> Callable[[str, str], str]:
+    def change(alias: str, member: str) -> str:
+        node = node_of(alias)
+        with connections[alias].wrap_database_errors:
+            return node.backend().change_members(verb, member, learner=False, timeout=node.config.timeout)
+
+    return change
+
+
+def _is_other_voter(status: Mapping[str, Any], member: Mapping[str, Any]) -> bool:
+    return bool(votes(member) and member["address"] != status["leader"] and member["reachable"])
+
+
+def _is_other_member(status: Mapping[str, Any], _member: Mapping[str, Any]) -> bool:
+    return len(status["members"]) > 1
 
 
 def _no_storage(_alias: str) -> str | None:
@@ -102,6 +120,24 @@ ACTIONS: tuple[Action, ...] = (
         "for it.",
         _backup,
         missing=_no_storage,
+    ),
+    Action(
+        "transfer",
+        "Make leader",
+        "The present leader hands over to this member. Writes wait for a moment, and nothing is lost.",
+        _change("transfer"),
+        about_member=True,
+        offered=_is_other_voter,
+    ),
+    Action(
+        "remove",
+        "Remove",
+        "This node is a member no longer, whether it runs or not: it stops serving, and counts for no majority. To "
+        "have it back, it is added anew.",
+        _change("remove"),
+        about_member=True,
+        offered=_is_other_member,
+        grave=True,
     ),
 )
 

@@ -25,6 +25,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector as BaseCollector
 
+from .picture import votes
 from .status import aliases, node_figures, node_status
 
 PREFIX = "raftsqlite_"
@@ -177,6 +178,18 @@ FIGURES: tuple[Figure, ...] = (
     ),
     # Members
     Figure(GaugeMetricFamily, "members", "Members of the group.", _one(lambda s: len(s["members"]))),
+    Figure(
+        GaugeMetricFamily,
+        "voters",
+        "Members that count for majorities.",
+        _one(lambda s: sum(votes(member) for member in s["members"])),
+    ),
+    Figure(
+        GaugeMetricFamily,
+        "voters_reachable",
+        "Voters with which this node has a session, itself included if it is one.",
+        _one(lambda s: sum(votes(member) and member["reachable"] for member in s["members"])),
+    ),
     Figure(
         GaugeMetricFamily,
         "member_reachable",

@@ -35,17 +35,9 @@ def status_of(node: NodeConfig) -> dict[str, Any] | None:
         return None
 
 
-def of_group(alias: str, node: NodeConfig, status: Mapping[str, Any]) -> Iterator[checks.CheckMessage]:
+def of_group(alias: str, status: Mapping[str, Any]) -> Iterator[checks.CheckMessage]:
     """Warnings about the members, as the node knows them."""
     members = status["members"]
-    stored, written = {member["address"] for member in members}, set(node.peers)
-    if stored != written:
-        yield checks.Warning(
-            f'DATABASES["{alias}"]["OPTIONS"]["peers"] is {", ".join(sorted(written))}, but the members of the group '
-            f"are {', '.join(sorted(stored))}. The group goes by its own list.",
-            hint='Write the members of the group as "peers" on all nodes.',
-            id="raftsqlite.W009",
-        )
     for member in members:
         offset = member.get("clock_offset")
         if offset is not None and abs(offset) > CLOCKS_APART:

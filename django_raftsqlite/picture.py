@@ -130,13 +130,16 @@ def _of_this_node(status: Status) -> Iterator[Warned]:
 
 def _of_members(status: Status) -> Iterator[Warned]:
     members = status["members"]
+    voters = [member for member in members if votes(member)]
     away = [member["address"] for member in members if not member["reachable"]]
     if away:
-        left = (len(members) - 1) // 2 - len(away)
-        rest = {0: " One more lost, and nothing can be written."}.get(
-            left, "" if left > 0 else " No majority is left."
-        )
+        left = (len(voters) - 1) // 2 - sum(not member["reachable"] for member in voters)
+        none_left = " One more lost, and nothing can be written." if left == 0 else " No majority is left."
+        rest = "" if left > 0 or len(voters) == 1 else none_left
         yield Warned(f"Not in reach: {', '.join(away)}.{rest}", grave=left < 0)
+    for problem in (status["waiting_to_join"], status["problem"]):
+        if problem:
+            yield Warned(str(problem))
     versions = {member["sqlite"] for member in members if member["sqlite"]}
     if len(versions) > 1:
         yield Warned(f"The members run different versions of SQLite: {', '.join(sorted(versions))}.")
@@ -221,6 +224,11 @@ def _verified(members: Sequence[Status]) -> Iterator[tuple[str, str, str]]:
     yield "Verified", found, f"at log index {index}"
 
 
+def votes(member: Status) -> bool:
+    """Whether a member counts for majorities."""
+    return member["role"] not in {"learner", "newcomer"}
+
+
 def _row(member: Status, status: Status) -> Row:
     own = member["address"] == status["node"]
     state = (
@@ -261,6 +269,8 @@ def _details(status: Status) -> Iterator[tuple[str, str]]:
     yield "File", str(status["name"])
     yield "Hosted by process", str(host["pid"]) + (" (reluctant to lead)" if host.get("reluctant") else "")
     yield "Attached processes", ", ".join(map(str, host.get("attached") or ())) or "none"
+    yield "Election timeout", seconds(status["election_timeout"])
+    yield "Protocol", str(status["protocol"].get("used"))
     yield "Commit index", str(status["commit_index"])
     yield "Applied index", str(status["applied_index"])
     yield "Version", f"{status['version']} in lineage {status['lineage'][:8]}"

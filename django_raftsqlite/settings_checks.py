@@ -20,6 +20,7 @@ from django.core import checks
 
 from .access import TOKEN_MINIMUM
 from .configuration import Configuration
+from .node import roster
 from .node.api import NodeConfig
 from .sqlite.classify import classify
 
@@ -91,14 +92,27 @@ def _django_version() -> Messages:
 
 
 def _members(alias: str, node: NodeConfig) -> Messages:
+    known = roster.read(node.folder)
     count = len(node.peers)
-    if count % 2 == 0:
+    if known is None and count and count % 2 == 0:
         yield checks.Warning(
             f'DATABASES["{alias}"]["OPTIONS"]["peers"] has {count} members, which survive the loss of no more nodes '
             f"than {count - 1} would.",
             hint="Use 3 or 5 members.",
             id="raftsqlite.W001",
         )
+    if known is not None and node.peers not in ((), (node.address,)) and known.voters != set(node.peers):
+        yield checks.Warning(
+            f'DATABASES["{alias}"]["OPTIONS"]["peers"] names {_listed(node.peers)}, but the voters of the group are '
+            f"{_listed(known.voters)}. The group knows its members by itself; this setting only begins a new one.",
+            hint="Write the group's voters there, so that nobody is misled. They are changed by manage.py raft add "
+            "and manage.py raft remove.",
+            id="raftsqlite.W005",
+        )
+
+
+def _listed(addresses: Iterable[str]) -> str:
+    return ", ".join(sorted(addresses)) or "nobody"
 
 
 def _files(alias: str, node: NodeConfig) -> Messages:
@@ -127,7 +141,7 @@ def _files(alias: str, node: NodeConfig) -> Messages:
 
 def _timeouts(alias: str, node: NodeConfig) -> Messages:
     # An election starts at most two election timeouts after the leader's last word, and takes about one more.
-    if len(node.peers) > 1 and node.timeout < 3 * node.election_timeout:
+    if not node.closed and node.timeout < 3 * node.election_timeout:
         yield checks.Warning(
             f'DATABASES["{alias}"]["OPTIONS"]["timeout"] is {node.timeout:g} s, less than three times the '
             f"election_timeout of {node.election_timeout:g} s: writes fail whenever the leader changes.",
@@ -143,7 +157,7 @@ def _file_system(alias: str, node: NodeConfig) -> Messages:
             f'DATABASES["{alias}"]["NAME"]: {node.name} is on a network file system ({kind}). SQLite needs locks and '
             "shared memory that these do not give reliably, and the node an fsync that means it: data may be lost.",
             hint="Write a path on a local disk. The group keeps the copies on other machines.",
-            id="raftsqlite.W005",
+            id="raftsqlite.W009",
         )
 
 

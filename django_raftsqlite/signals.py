@@ -39,10 +39,11 @@ Arguments: ``node``, ``leader``, ``index`` (the log index up to which it had to 
 """
 
 member_changed = Signal()
-"""Sent by each node when it applies a change of the group's members.
+"""Sent by each node when it learns that a change of the group's members is committed.
 
-Arguments: ``node`` (the node that says so), ``member``, ``change`` (str, such as "added", "promoted" or "removed"),
-``index`` (the log index of the change).
+Arguments: ``node`` (the node that says so), ``member``, ``change`` ("added", "promoted" to a voter, "learner": a
+voter no longer, "readmitted": a voter that lost its disk, as a newcomer; or "removed"), ``index`` (the log index of
+the change).
 """
 
 SIGNALS: dict[type, Signal] = {

@@ -71,7 +71,7 @@ def check_group(alias: str, settings_dict: dict[str, Any]) -> Messages:
     status = None if configuration is None else node_checks.status_of(configuration.node)
     if configuration is None or status is None:
         return []
-    return list(node_checks.of_group(alias, configuration.node, status))
+    return list(node_checks.of_group(alias, status))
 
 
 def _ours() -> dict[str, dict[str, Any]]:

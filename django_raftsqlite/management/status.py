@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+FAR = 0.005
+"""Seconds of a round trip that are worth a word."""
+
 
 def has_leader(status: Mapping[str, Any]) -> bool:
     """Whether the node knows a leader and reaches it."""
@@ -18,16 +21,20 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     role = str(status["role"])
     if status.get("reason"):
         role += f" ({status['reason']})"
+    if role == "joining":
+        role += f": {status.get('problem') or 'the group is asked to admit this node'}"
     pairs = [
         ("database", f"{alias}  {status['name']}"),
         ("node", status["node"]),
         ("role", role),
         ("leader", status["leader"] or "none"),
         ("term", status["term"]),
+        *_distance(status),
         ("commit index", status["commit_index"]),
         ("applied index", status["applied_index"]),
         ("version", status["version"]),
         ("digest", status["digest"]),
+        ("protocol", _protocol(status.get("protocol") or {})),
         ("host", f"process {host.get('pid')}" + (f", {len(attached)} attached" if attached else "") + _shy(host)),
         ("write lease", status.get("lease") or "free"),
     ]
@@ -88,6 +95,21 @@ def _snapshots(told: Mapping[str, Any]) -> Iterable[str]:
 
 def _share(transfer: Mapping[str, Any]) -> str:
     return f"{transfer['bytes'] / 2**20:.1f} of {transfer['size'] / 2**20:.1f} MiB (log index {transfer['index']})"
+
+
+def _distance(status: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """The election timeout, and how far the other members are, where they are not near."""
+    trips = {m["address"]: m["round_trip"] for m in status["members"] if m.get("round_trip") is not None}
+    if status.get("election_timeout") is not None:
+        far = ", ".join(f"{address} {1000 * trip:.0f} ms" for address, trip in trips.items() if trip >= FAR)
+        yield "elections", f"after {status['election_timeout']:g} s" + (f"; round trips: {far}" if far else "")
+
+
+def _protocol(told: Mapping[str, Any]) -> str:
+    """What the group uses, and whom it waits for before it uses the newest version of this node."""
+    used, (_, newest), waits_for = told.get("used"), told.get("speaks", (None, None)), told.get("waits_for") or []
+    text = _known(used)
+    return f"{text}, and {newest} when all members speak it: {', '.join(waits_for)}" if waits_for else text
 
 
 def _shy(told: Mapping[str, Any]) -> str:

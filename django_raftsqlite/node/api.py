@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from ..sqlite.entry import Base, Outcome, Result, Statement
 from ..sqlite.errors import StatementError
 from ..sqlite.functions import Registrar
 from ..sqlite.readers import ReaderPool
+from . import protocol
 from .events import Observer
 from .requests import Request
 
@@ -61,18 +62,21 @@ class NodeConfig:
     """One node of one group, checked and complete.
 
     ``name`` is the path of the SQLite file. ``address`` ("host:port") is the node's identity; ``peers`` are all
-    voting members, itself included; a group of one has ``peers == (address,)`` and opens no port. Times are
-    seconds. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases). ``durable``
-    False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put off while one
-    long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction, encoded;
-    ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out. ``log_entries`` and
-    ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is how fast (bytes per
-    second) the database is sent to those that lag more.
-    ``registrars`` register SQL functions and collations on every connection. ``mode`` is the mode of the files and
-    the socket. ``on_divergence``: what a node does whose content differs from that of the majority, "resync" or
-    "stop"; ``observers`` are told of it and of the other :mod:`~.events`, in a thread of their own. ``reluctant``:
-    this process will soon end, so that its node leaves leading the group to others. ``archive``: where the log is
-    kept for good, if it is.
+    voters that its group begins with, itself included; a group of one has ``peers == (address,)``. A node that
+    comes later has none: it asks one of ``join`` to be admitted, as a ``learner`` or to become a voter. All that
+    matters only until the node's log knows the members. ``readmit``: a member whose folder was lost asks to be
+    admitted again. Times are seconds. ``election_timeout`` is the least one, which grows where members are far away
+    unless ``fixed_election_timeout``. ``lease_timeout`` None: an idle holder of the write lease keeps it (test
+    databases). ``durable`` False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines
+    may be put off while one long statement is being applied; ``max_transaction_bytes`` the size of the largest
+    transaction, encoded; ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out.
+    ``log_entries`` and ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is
+    how fast (bytes per second) the database is sent to those that lag more. ``registrars`` register SQL functions and
+    collations on every connection. ``mode`` is the mode of the files and the socket. ``on_divergence``: what a node
+    does whose content differs from that of the majority, "resync" or "stop"; ``observers`` are told of it and of the
+    other :mod:`~.events`, in a thread of their own. ``reluctant``: this process will soon end, so that its node
+    leaves leading the group to others. ``archive``: where the log is kept for good, if it is. ``protocols`` are the
+    oldest and the newest version of the protocol that it speaks.
     """
 
     name: Path
@@ -82,6 +86,7 @@ class NodeConfig:
     tls: TLSFiles | None = None
     timeout: float = 5.0
     election_timeout: float = 0.4
+    fixed_election_timeout: bool = False
     apply_timeout: float = 60.0
     max_transaction_bytes: int = 256 * 1024 * 1024
     wal_limit: int = 64 * 1024 * 1024
@@ -97,6 +102,15 @@ class NodeConfig:
     observers: tuple[Observer, ...] = ()
     reluctant: bool = False
     archive: ArchiveConfig | None = None
+    join: tuple[str, ...] = ()
+    learner: bool = False
+    readmit: bool = True
+    protocols: tuple[int, int] = field(default_factory=lambda: (protocol.OLDEST, protocol.NEWEST))
+
+    @property
+    def closed(self) -> bool:
+        """No other node can belong to its group: it opens no port, since nobody could prove who they are."""
+        return len(self.peers) == 1 and not self.join and not (":" in self.address and (self.secret or self.tls))
 
     @property
     def folder(self) -> Path:
@@ -307,6 +321,14 @@ class Backend(Protocol):
 
         What is returned names that in the status: ``members[...]["verified"]["id"]``. Raises Unavailable and
         LeaseTimeout.
+        """
+
+    def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
+        """Have the leader "add" or "remove" a member, or "transfer" the leadership (to the most suitable one, if
+        ``address`` is empty); what was done, in words. ``learner``: it is to stay one.
+
+        An added member is a learner when this returns. Raises OperationalError with the reason where it is refused,
+        and Unavailable where nobody answered: it may still come about then.
         """
 
     def status(self) -> dict[str, Any]:

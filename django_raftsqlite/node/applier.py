@@ -23,6 +23,7 @@ from ..sqlite.tables import Archive
 from .checkpoints import Checkpoints
 from .divergence import Digests
 from .lane import ScratchLane
+from .latch import Latch
 from .progress import Applied
 from .worker import Stopped
 
@@ -32,6 +33,7 @@ COUNT_EVERY = 0.5
 RETRY_FOR = 5.0
 CHECK_EVERY = 1.0
 """Seconds without an entry after which it is looked whether another program changed the file."""
+ASK_EVERY = 0.1
 LONG = 0.25
 """Seconds after which the application of an entry is something that others are told of."""
 SHOWN = 80
@@ -44,12 +46,13 @@ Outcomes = list[tuple[RequestId, Outcome]]
 
 class State(NamedTuple):
     """What the database file holds, as far as others are told, after the entry ``at``. ``counts`` are up to half a
-    second old, but for the number of transactions of which parts are kept."""
+    second old, but for the number of transactions of which parts are kept. ``protocol`` is the group's."""
 
     at: int
     base: Base
     digest: bytes
     counts: dict[str, int]
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class Installation:
     resync: bool
 
 
+Question = Latch[Exception | bool]
+"""Whether the file is still this node's alone, which the apply thread answers: True, or why not."""
+
+
 class Applier:
     """Owns the state machine, and the one thread that may use it.
 
@@ -83,8 +90,9 @@ class Applier:
     called on the apply thread, and ``distrusted`` instead of ``failed`` where the file is not to be relied on. After
     a fault nothing more is applied: applying the next entry would fork this node. A copy that is installed over a
     file that is not to be relied on ends that. ``measured`` is told the seconds, transactions and bytes of each
-    entry, on the apply thread. ``state``, ``digests``, ``applied`` and :meth:`applying` may be looked at from any
-    thread.
+    entry, on the apply thread; ``written_back`` says, when it is closed, whether the file is on the disk without its
+    WAL. ``state``, ``digests``, ``applied`` and :meth:`applying` may be looked at from any thread; ``resyncs`` is how
+    often the file was replaced as a whole.
     """
 
     def __init__(
@@ -100,9 +108,10 @@ class Applier:
         distrusted: Callable[[str], None],
         verify: Callable[[bytes, int], None] = lambda _id, _index: None,
         measured: Callable[[float, int, int], object] = lambda _seconds, _transactions, _bytes: None,
+        protocol: Callable[[int], object] = lambda _version: None,
         halted: bool = False,
     ) -> None:
-        """``halted``: as after :meth:`halt`."""
+        """``protocol`` is told when the group uses another one; ``halted``: as after :meth:`halt`."""
         self._machine = machine
         self._lane = lane
         self._settled = settled
@@ -110,7 +119,8 @@ class Applier:
         self._distrusted = distrusted
         self._verify = verify
         self._measured = measured
-        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
+        self._protocol = protocol
+        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | Question | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
         )
@@ -122,6 +132,8 @@ class Applier:
         self._tending = True
         self._counted = time.monotonic()
         self._present: tuple[int, float] | None = None
+        self.written_back = False
+        self.resyncs = 0
         self.applied = Applied(machine.applied_index)
         self.digests = Digests()
         self.state = self._look()
@@ -150,6 +162,26 @@ class Applier:
         replaced, whatever has become of it.
         """
         self._queue.put(Installation(copy, index, done, resync))
+
+    def confirm(self, go_on: Callable[[], object], *, resyncs: int) -> None:
+        """Return when it is sure that what was read of the file since ``resyncs`` was its value is the group's alone.
+
+        Another program's write may be found up to a second later than a copy is made of it. ``go_on`` is called
+        again and again, and may raise to end the wait. Raises Distrust, and Stopped when nothing is applied any more
+        or the file is another one. For a thread that may wait.
+        """
+
+        def left() -> float:
+            go_on()
+            return ASK_EVERY
+
+        question = Question()
+        self._queue.put(question)
+        answer = question.wait(left)
+        if isinstance(answer, Exception):
+            raise answer
+        if self.resyncs != resyncs:
+            raise Stopped
 
     def room(self) -> bool:
         """Whether more should be handed over: what waits is bounded in memory."""
@@ -204,10 +236,12 @@ class Applier:
         try:
             if not self._stopped:
                 self._machine.check()
+                frames, written = self._machine.write_back()
+                self.written_back = frames == written
         except Distrust as error:
             self._distrusted(str(error))
         except apsw.Error:
-            logger.exception("whether something else wrote to the file was not found out at the end")
+            logger.exception("the last look at the file failed")
         finally:
             self._machine.close()
 
@@ -215,6 +249,9 @@ class Applier:
         while (entry := self._next()) is not None:
             if isinstance(entry, Installation):
                 self._install(entry)
+                continue
+            if isinstance(entry, Latch):
+                entry.set(self._answer())
                 continue
             if not self._stopped:
                 try:
@@ -227,6 +264,19 @@ class Applier:
                     logger.exception("log entry %d cannot be applied", entry[0])
                     self._failed(f"log entry {entry[0]} could not be applied: {error}")
             self._bytes_out += len(entry[2])
+
+    def _answer(self) -> Exception | bool:
+        if self._stopped:
+            return Stopped()
+        try:
+            self._check()
+        except Distrust as error:
+            self._stopped = True
+            self._distrusted(str(error))
+            return error
+        except Exception as error:
+            return error
+        return True
 
     def _install(self, wanted: Installation) -> None:
         def go_on() -> None:
@@ -261,10 +311,12 @@ class Applier:
         finally:
             self._present = None
         if problem is None:
+            self._protocol(machine.protocol)
             self.digests.clear()
             self.state = self._look()
             self.applied.jump(machine.applied_index)
             if wanted.resync:
+                self.resyncs += 1
                 self._stopped, self._tending = False, True
         wanted.done(problem)
         self._settled([])
@@ -278,9 +330,9 @@ class Applier:
     def _look(self) -> State:
         machine = self._machine
         self.digests.add(machine.applied_index, machine.digest)
-        return State(machine.applied_index, machine.base, machine.digest, machine.counts())
+        return State(machine.applied_index, machine.base, machine.digest, machine.counts(), machine.protocol)
 
-    def _next(self) -> tuple[int, int, bytes] | Installation | None:
+    def _next(self) -> tuple[int, int, bytes] | Installation | Question | None:
         """The next entry, which is waited for; meanwhile the WAL is kept small, but not by a node that failed."""
         while not self._stopped and self._tending:
             try:
@@ -313,8 +365,10 @@ class Applier:
             self._counted, counts = time.monotonic(), machine.counts()
         elif counts["parted"] != machine.parted:
             counts = {**counts, "parted": machine.parted}
+        if machine.protocol != self.state.protocol:
+            self._protocol(machine.protocol)
         self.digests.add(index, machine.digest)
-        self.state = State(index, machine.base, machine.digest, counts)
+        self.state = State(index, machine.base, machine.digest, counts, machine.protocol)
         self.applied.advance(index)
         for verification in machine.verifications:
             self._verify(verification, index)

@@ -6,10 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from ..exceptions import Error, HostLost, Unavailable
+from ..exceptions import Error, HostLost, NotSupportedError, OperationalError, Unavailable
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
+from ..raft.members import ChangeRefused
 from ..sqlite.entry import ItemKind, Outcome, Status
 from .api import LeaseLost, NodeConfig
 from .applier import Applier, Outcomes
@@ -19,7 +21,9 @@ from .core import Core, Opening, Refused
 from .figures import Figures, end_of
 from .lane import ScratchLane
 from .latch import Latch
+from .membership import Membership, Wish
 from .patience import Patience
+from .protocol import RESTORE, VERIFY, Protocol, in_words
 from .requests import Attempt, OriginClosed, Request, Requests
 from .session import LocalSession
 from .staleness import ASK_AT
@@ -30,7 +34,10 @@ from .verdicts import locked, of_refusal, unavailable, unknown
 
 APPLY_GRACE = 0.05  # how long a version that was seen elsewhere is waited for before the leader is asked
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
+ASK_AGAIN = 0.05
 STOPPED = -1
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -55,6 +62,8 @@ class Calls:
         trust: Trust,
         busy: Busy,
         figures: Figures,
+        protocol: Protocol,
+        membership: Membership,
         view: Callable[[], RaftView],
     ) -> None:
         self._config = config
@@ -69,6 +78,8 @@ class Calls:
         self._trust = trust
         self._busy = busy
         self._figures = figures
+        self._protocol = protocol
+        self._membership = membership
         self._view = view
         self._opening: set[bytes] = set()
         self._mutex = threading.Lock()
@@ -107,6 +118,8 @@ class Calls:
         return outcome
 
     def _bring(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
+        if request.kind is ItemKind.RESTORE and not request.sent:
+            self._need(RESTORE, "a restore", timeout=timeout)
         attempt = Attempt(request, self._patience.now() + timeout)
         self._requests.add(attempt)
         try:
@@ -230,8 +243,10 @@ class Calls:
 
     def verify(self, *, timeout: float) -> str:
         """See Backend."""
+        deadline = self._patience.now() + timeout
+        self._need(VERIFY, "a verification", timeout=timeout)
         verification = os.urandom(16)
-        opening = Opening(verification, self._patience.now() + timeout, ItemKind.VERIFY)
+        opening = Opening(verification, deadline, ItemKind.VERIFY)
         self._driver.call(self._core.open_origin, opening)
         answer = opening.wait(self._patience.until(opening.deadline + ANSWER_GRACE))
         if isinstance(answer, Refused):
@@ -239,6 +254,43 @@ class Calls:
         if answer is None:
             raise self._unavailable("the verification was not ordered")
         return verification.hex()
+
+    def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
+        """See Backend."""
+        wish = Wish(verb, address, learner=learner)
+        self._driver.call(self._membership.ask, wish)
+        answer = wish.wait(self._patience.until(self._patience.now() + timeout))
+        if answer is None:
+            self._driver.call(self._membership.give_up, wish)
+            if wish.refused is not None:
+                raise OperationalError(wish.refused)
+            what = "the leader did not change" if verb == "transfer" else "the members were not changed"
+            raise self._unavailable(what)
+        if isinstance(answer, ChangeRefused):
+            raise OperationalError(str(answer))
+        return answer
+
+    def _need(self, protocol: int, what: str, *, timeout: float) -> None:
+        """Wait until the group uses this version of the protocol, unless a member is known not to speak it.
+
+        Raises NotSupportedError.
+        """
+        left = self._patience.until(self._patience.now() + timeout)
+        while self._protocol.used < protocol:
+            lacking = self.ask(lambda: self._protocol.lacking(protocol)) or {}
+            if left() <= 0 or any(newest is not None for newest in lacking.values()):
+                why = ", ".join(in_words(lacking)) or "the leader has not said so yet"
+                raise NotSupportedError(
+                    f"{what} needs protocol {protocol}; the group uses {self._protocol.used} until all its members "
+                    f"speak {protocol}: {why}"
+                )
+            self._applied.wait_for(lambda: self._protocol.used >= protocol, lambda: min(left(), ASK_AGAIN))
+
+    def ask(self, question: Callable[[], T]) -> T | None:
+        """What the loop thread answers; None when it does not in time."""
+        answer: Latch[T] = Latch()
+        self._driver.call(lambda: answer.set(question()))
+        return answer.wait(self._config.timeout)
 
     def settle(self, outcomes: Outcomes) -> None:
         """An entry is applied, and this is what became of its requests. Apply thread."""
@@ -257,7 +309,7 @@ class Calls:
         self._core.open_origin(opening)
 
     def _refused(self, refused: Refused | Lost) -> Error | LeaseLost:
-        return of_refusal(refused, self._view(), len(self._config.peers), self._busy.anywhere())
+        return of_refusal(refused, self._view(), self._config.address, self._busy.anywhere())
 
     def _unavailable(self, what: str) -> Unavailable:
-        return unavailable(what, self._view(), len(self._config.peers), self._busy.anywhere())
+        return unavailable(what, self._view(), self._config.address, self._busy.anywhere())

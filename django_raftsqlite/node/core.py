@@ -17,6 +17,7 @@ from .distances import Distances
 from .latch import Latch
 from .leader import Leader
 from .messages import Message, RaftPort
+from .protocol import HELD, NEWEST
 from .requests import Attempt, Requests
 from .staleness import Staleness
 
@@ -103,8 +104,8 @@ class Core:
 
     ``clock`` gives monotonic seconds, ``log_time`` the next entry's time in milliseconds, ``wall`` the wall clock
     that is noted in it; ``patience`` is the clock of deadlines. ``applied`` gives the newest log index that is
-    applied here, ``progress`` what the others are told of this node. ``room`` is false while apply lags so far behind
-    that nothing new should enter the log.
+    applied here, ``progress`` what the others are told of this node, ``protocol`` the version of the protocol that
+    the group uses. ``room`` is false while apply lags so far behind that nothing new should enter the log.
 
     Exactly once: a request keeps its id for life and is sent again whenever the leader, or the session to it,
     is a new one; apply knows the ids. Owned by the loop thread.
@@ -127,6 +128,7 @@ class Core:
         staleness: Staleness | None = None,
         wall: Callable[[], int] = lambda: 0,
         distances: Distances | None = None,
+        protocol: Callable[[], int] = lambda: NEWEST,
     ) -> None:
         self._address = address
         self._raft = raft
@@ -136,6 +138,7 @@ class Core:
         self._patience = patience or clock
         self._progress = progress
         self._applied = applied
+        self._protocol = protocol
         self.staleness = staleness or Staleness(applied, clock)
         self.distances = distances or Distances(clock)
         self._openings: list[Opening] = []
@@ -445,8 +448,9 @@ class Core:
             "lease": claim.id,
             "who": who or claim.who,
             "nowait": claim.nowait,
-            "held": None if who is None else claim.held,
         }
+        if self._protocol() >= HELD:
+            message["held"] = None if who is None else claim.held
         if not self._to_leader(message) and self._claim is claim:
             claim.sent_to = None
 
@@ -535,4 +539,4 @@ class Core:
 
     def _on_progress(self, peer: str, message: Message) -> None:
         self.distances.receive(peer, message)
-        self.peers[peer] = {**message, "heard": self._clock()}
+        self.peers[peer] = {**message, "heard": self._clock(), "commit": self._raft.view.commit_index}

@@ -36,7 +36,8 @@ class NodeReady:
 
 @dataclass(frozen=True, slots=True)
 class MemberChanged:
-    """``change`` says what became of ``member``, such as "added", "promoted" or "removed"; at log index ``index``."""
+    """``change`` says what became of ``member`` at log index ``index``: "added", "promoted" (to a voter), "learner"
+    (a voter no longer), "readmitted" (with another disk, as a newcomer), or "removed"."""
 
     node: str
     member: str

@@ -15,14 +15,15 @@ from ..sqlite.functions import Registrar
 
 
 def handshake_facts(registrars: Sequence[Registrar]) -> dict[str, str]:
-    """``{"sqlite": source id, "python": "3.11", "architecture": ..., "tz": ..., "functions": digest}``.
+    """``{"sqlite": "3.50", "python": "3.11", "architecture": ..., ...}``.
 
-    Another SQLite or architecture may plan, compute or print differently; another Python or time zone can
-    change what user functions and ``'localtime'`` give.
+    Another SQLite or architecture may plan, compute or print differently; SQLite's patch releases repair faults
+    only. Another Python or time zone can change what user functions and ``'localtime'`` give.
     """
     names = "\n".join(sorted(f"{r.__module__}.{getattr(r, '__qualname__', r)}" for r in registrars))
     return {
-        "sqlite": apsw.sqlite3_sourceid(),
+        "sqlite": ".".join(apsw.sqlite_lib_version().split(".")[:2]),
+        "sqlite source": apsw.sqlite3_sourceid(),
         "architecture": platform.machine(),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "tz": os.environ.get("TZ") or "/".join(time.tzname),

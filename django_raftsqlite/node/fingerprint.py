@@ -31,18 +31,18 @@ def take(database: Path) -> Fingerprint:
     return found
 
 
-def keep(database: Path, folder: Path) -> None:
+def keep(database: Path, folder: Path, *, written_back: bool) -> None:
     """Remember how a clean stop left the file; after the last connection of the node was closed.
 
-    Only what a power failure cannot change any more is remembered: else it would look like another program's doing,
-    on all nodes at once where they lose their power together. Never raises; what cannot be synced is not remembered.
+    ``written_back``: all of the WAL was checkpointed, so that SQLite has synced the file. Else its pages may still be
+    lost with the machine's power, and so nothing will be found in the time after that. Never raises.
     """
     try:
         with suppress(FileNotFoundError):
-            wal.sync(database.with_name(f"{database.name}-wal"))  # other processes' readers may have kept it
+            wal.sync(database.with_name(f"{database.name}-wal"))
         wal.sync_folder(database.parent)
         with (folder / NAME).open("w") as file:
-            json.dump(take(database), file)
+            json.dump({"boot": _boot(), "written_back": written_back, "files": take(database)}, file)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -56,17 +56,20 @@ def changed(database: Path, folder: Path) -> str | None:
 
     After any other stop, the node's own last writes are not known; but the -wal is still there, unless another
     program had the file open (the last one to close a database takes it away), or the machine was started anew.
+    What a power failure did must not look like another program's doing: it may have met all nodes at once, and who
+    is suspect is healed by those that are not.
     """
     try:
-        before = json.loads((folder / NAME).read_text())
+        told = json.loads((folder / NAME).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    now = take(database)
-    if "running" in before:
-        if before["running"] != _boot():
-            return None  # a -wal that nobody had synced may be lost with the machine's power
-        names = [name for name, found in now.items() if found is None]
+    now, same_boot = take(database), told.get("boot") == _boot()
+    if "files" not in told:
+        names = [name for name, found in now.items() if found is None and same_boot]
         return None if not names else f"{' and '.join(names)} was taken away since this node was killed"
+    if not same_boot and not told["written_back"]:
+        return None
+    before = told["files"]
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     return None if not names else f"{' and '.join(names)} changed since this node was stopped"
 
@@ -95,7 +98,7 @@ def _boot() -> str:
 def begin(folder: Path) -> None:
     """The node runs, and has its file open: from now on its own writes change the file."""
     with suppress(FileNotFoundError):  # the folder's: the node has never run
-        (folder / NAME).write_text(json.dumps({"running": _boot()}))
+        (folder / NAME).write_text(json.dumps({"boot": _boot()}))
 
 
 def forget(folder: Path) -> None:

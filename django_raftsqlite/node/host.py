@@ -13,10 +13,11 @@ from ..exceptions import OperationalError
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
+from ..raft.members import Members
 from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Outcome
 from ..sqlite.scratch import Scratch
-from . import fingerprint
+from . import fingerprint, roster
 from .api import NodeConfig
 from .applier import Applier
 from .archive import Archiver
@@ -28,14 +29,17 @@ from .divergence import Divergence
 from .events import Events
 from .facts import handshake_facts
 from .lane import ScratchLane
-from .latch import Latch
 from .lock import FolderLock
 from .logtime import LogTime
 from .measures import Measures
+from .membership import PREFIX as MEMBERS
+from .membership import Membership
 from .messages import Message
 from .patience import Patience
+from .protocol import ARCHIVE, Protocol
 from .report import Report
 from .requests import Request, Requests
+from .roster import is_alone
 from .session import LocalSession
 from .staleness import Staleness
 from .startup import open_machine, raft_config
@@ -80,6 +84,7 @@ class HostedNode:
         self._lock = lock
         self._closing = False
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
+        self._noted: Members | None = None
         self._committed: list[tuple[int, int, bytes]] = []  # which apply is yet to be given
         self._expired = time.monotonic()
         self._events = Events(config.observers, name=config.name.name)
@@ -87,6 +92,7 @@ class HostedNode:
         self._trust = Trust(
             config,
             tell=self._events.tell,
+            alone=self._alone,
             stop_applying=lambda: self._applier.halt(),  # noqa: PLW0108
             announce=self._on_suspect,
             failed=self._fail,
@@ -116,13 +122,14 @@ class HostedNode:
             distrusted=self._distrust,
             verify=self._on_verify,
             measured=self._measures.figures.applied,
+            protocol=lambda version: self._driver.call(self._driver.speak, version),
             halted=suspect is not None,
         )
         self._applied = self._applier.applied
         self._patience = Patience(config.apply_timeout)
         requests = Requests()
         self._driver = RaftDriver(
-            raft_config(config),
+            raft_config(config, machine.protocol, taken_over=machine.applied_index == 0 and machine.holds_tables()),
             applied=None if suspect is not None else machine.applied_index,
             applied_term=machine.applied_term,
             on_commit=self._on_commit,
@@ -149,7 +156,17 @@ class HostedNode:
             staleness=Staleness(lambda: self._applied.index),
             wall=lambda: time.time_ns() // 1_000_000,
             distances=self._measures.distances,
+            protocol=lambda: self._applier.state.protocol,
         )
+        self._protocol = Protocol(
+            config.address,
+            config.protocols,
+            used=lambda: self._applier.state.protocol,
+            members=lambda: frozenset(self._driver.view.members.by_address),
+            heard=self._core.heard,
+            raise_to=self._core.leader.use_protocol,
+        )
+        self._membership = Membership(config.address, self._driver, clock=time.monotonic)
         self._busy = Busy(self._applier, self._core, last_index=lambda: self._view.last_index)
         self._calls = Calls(
             config,
@@ -163,6 +180,8 @@ class HostedNode:
             trust=self._trust,
             busy=self._busy,
             figures=self._measures.figures,
+            protocol=self._protocol,
+            membership=self._membership,
             view=lambda: self._view,
         )
         self._archiver = self._make_archiver(config)
@@ -179,7 +198,6 @@ class HostedNode:
         )
         self._divergence = Divergence(
             config.address,
-            len(config.peers),
             self._applier.digests,
             send=self._driver.send,
             accused=self._distrust,
@@ -187,7 +205,6 @@ class HostedNode:
         )
         self._verification = Verification(
             config.address,
-            len(config.peers),
             name=config.name.name,
             call=self._driver.call,
             send=self._driver.send,
@@ -207,12 +224,13 @@ class HostedNode:
             verification=self._verification,
             busy=self._busy,
             measures=self._measures,
+            protocol=self._protocol,
             failed=lambda: self.failed,
             oldest_snapshot=oldest_snapshot,
         )
         if suspect is not None:
             self._distrust(suspect)
-        if config.durable and len(config.peers) > 1:
+        if config.durable and not is_alone(config):
             fingerprint.begin(config.folder)
         else:
             fingerprint.forget(config.folder)
@@ -226,9 +244,13 @@ class HostedNode:
             name=config.name.name,
             call=self._driver.call,
             archive=lambda: self._applier.archive,
-            begin=self._core.leader.begin_archive,
+            begin=self._begin_archive,
             told=lambda: self._core.told_by_leader("archive"),
         )
+
+    def _begin_archive(self, name: bytes) -> None:
+        if self._applier.state.protocol >= ARCHIVE:  # else the archiver asks again
+            self._core.leader.begin_archive(name)
 
     def start(self) -> None:
         """Open the port, join the group. Raises OperationalError when that cannot be done."""
@@ -297,11 +319,13 @@ class HostedNode:
         """See Backend."""
         return self._calls.verify(timeout=timeout)
 
+    def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
+        """See Backend."""
+        return self._calls.change_members(verb, address, learner=learner, timeout=timeout)
+
     def status(self) -> dict[str, Any]:
         """See Backend."""
-        answer: Latch[dict[str, Any]] = Latch()
-        self._driver.call(lambda: answer.set(self._report.status()))
-        status = answer.wait(self.config.timeout)
+        status = self._calls.ask(self._report.status)
         if status is None:
             raise OperationalError(
                 f"the node {self.config.address} did not tell its status in {self.config.timeout:g} s"
@@ -332,7 +356,7 @@ class HostedNode:
         self._verification.close()
         self._events.close(OBSERVER_TIMEOUT)
         if self.failed is None and self.suspect is None and self.config.durable:
-            fingerprint.keep(self.config.name, self.config.folder)
+            fingerprint.keep(self.config.name, self.config.folder, written_back=self._applier.written_back)
         self._lock.release()
 
     # The loop thread ----------------------------------------------------------------------------------------
@@ -352,6 +376,8 @@ class HostedNode:
             self._upkeep.on_message(peer, message)
         elif kind.startswith(DIVERGENCE):
             self._divergence.on_message(peer, message, self._driver.view, suspect=self.suspect is not None)
+        elif kind.startswith(MEMBERS):
+            self._membership.on_message(peer, message)
         elif kind.startswith(VERIFIED):
             self._verification.on_message(peer, message, self._driver.view)
         else:
@@ -364,6 +390,18 @@ class HostedNode:
             self._view = view
         self._measures.on_view(view)
         self._core.on_view(view)
+
+    def _note_members(self, view: RaftView) -> None:
+        members = view.members
+        if members.index and members.index <= view.commit_index and members != self._noted:
+            before, self._noted = self._noted, members
+            self._measures.on_members(before, members)
+            roster.write(self.config.folder, members, self.config.mode)
+
+    def _alone(self) -> bool:
+        """There is no other member. Any thread."""
+        members = self._view.members
+        return members.by_address.keys() == {self.config.address} if members.index else is_alone(self.config)
 
     def _on_installed(self, resync: bool) -> None:
         """The file holds another node's state."""
@@ -380,8 +418,11 @@ class HostedNode:
             return
         self._patience.tick(busy=self._busy.anywhere() is not None)
         self._driver.prefer(self._core.willing())
+        self._protocol.tick(self._driver.view)
         self._core.tick()
         self._measures.tick(self._core.barrier)
+        self._membership.tick()
+        self._note_members(self._driver.view)
         self._upkeep.tick()
         if self._archiver is not None:
             self._archiver.tick(self._driver.view)

@@ -121,6 +121,13 @@ class Leader:
             self.sequencer.submit(Write(b"expire", item, False, "", float("inf")))
             self.pump()
 
+    def use_protocol(self, protocol: int) -> None:
+        """As the leader, let the group use this version of the protocol."""
+        payload: bytes = msgpack.packb([protocol])
+        item = Item(ItemKind.PROTOCOL, payload)
+        self.sequencer.submit(Write(b"protocol", item, False, "", float("inf")))
+        self.pump()
+
     def long_commit(self) -> tuple[float, str] | None:
         """As the leader: since how many seconds the holder of the lease has been sending a large transaction, and who
         that is."""
@@ -212,7 +219,7 @@ class Leader:
         """A claim on the write lease."""
         if self.view.role != "leader":
             return
-        claim = Lease(message["lease"], peer, message["who"], message["nowait"], held=message["held"])
+        claim = Lease(message["lease"], peer, message["who"], message["nowait"], held=message.get("held"))
         refusal = self.sequencer.request_lease(claim)
         if refusal is not None:
             self._refuse(refusal)

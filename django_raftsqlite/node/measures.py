@@ -10,14 +10,17 @@ import apsw
 
 from .. import __version__
 from ..raft.config import RaftView
+from ..raft.members import Members, Role
 from .api import NodeConfig
 from .distances import Distances
-from .events import Events, LeaderChanged, NodeReady
+from .events import Events, LeaderChanged, MemberChanged, NodeReady
 from .figures import Figures
 from .lastbackup import LastBackup, newest
 from .messages import Message
 from .recent import Recent
 from .space import Space
+
+_CHANGES = {Role.VOTER: "promoted", Role.LEARNER: "learner", Role.NEWCOMER: "readmitted"}
 
 
 class Measures:
@@ -80,6 +83,16 @@ class Measures:
             self._ready = True
             self._tell(NodeReady(self._address, self._view.leader, self._ready_at))
 
+    def on_members(self, before: Members | None, members: Members) -> None:
+        """The group's members are others, by an entry that is committed."""
+        if before is None or not before.index:
+            return
+        for address in sorted(before.by_address.keys() | members.by_address.keys()):
+            was, now = before.get(address), members.get(address)
+            if was is None or now is None or was.role is not now.role:
+                change = "added" if was is None else "removed" if now is None else _CHANGES[now.role]
+                self._tell(MemberChanged(self._address, address, change, members.index))
+
     def _answered(self, index: int | None) -> None:
         self._ready_at = index
 
@@ -105,8 +118,10 @@ class Measures:
 
     def of_member(self, address: str, told: Message) -> dict[str, Any]:
         """What the status says of a member, by its own words."""
+        trips = {} if self._view is None else self._view.round_trips
         return {
-            "round_trip": self.distances.round_trips.get(address),
+            # What the sessions measured, where both sides do that, says nothing of how busy the other's loop is.
+            "round_trip": trips.get(address, self.distances.round_trips.get(address)),
             "clock_offset": self.distances.offsets.get(address),
             "space": told.get("space") or {},
             "log_bytes": told.get("log_bytes"),

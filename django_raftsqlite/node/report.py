@@ -10,6 +10,7 @@ from typing import Any
 
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
+from ..raft.members import Member, Role
 from ..sqlite.connections import Snapshot
 from .api import NodeConfig
 from .applier import Applier, Applying
@@ -19,12 +20,14 @@ from .core import Core
 from .divergence import Divergence
 from .measures import Measures
 from .messages import Message
+from .protocol import Protocol
 from .trust import Trust
 from .turns import Turns
 from .upkeep import Upkeep
 from .verification import Verification
 
 QUEUE_SHOWN = 20
+LATELY = 2.0
 
 
 class Report:
@@ -48,6 +51,7 @@ class Report:
         verification: Verification,
         busy: Busy,
         measures: Measures,
+        protocol: Protocol,
         failed: Callable[[], str | None],
         oldest_snapshot: Callable[[], Snapshot | None],
     ) -> None:
@@ -63,6 +67,7 @@ class Report:
         self._verification = verification
         self._busy = busy
         self._measures = measures
+        self._protocol = protocol
         self._failed = failed
         self._oldest_snapshot = oldest_snapshot
 
@@ -73,23 +78,27 @@ class Report:
         return {
             "node": self._config.address,
             "name": str(self._config.name),
-            "role": "failed" if self._failed() else view.role,
+            "role": self._role(view),
             "reason": self._failed() or view.reason,
             "suspect": self._trust.suspect,
             "differs": self._divergence.differs,
             "leader": view.leader,
             "leader_reachable": view.leader == self._config.address or view.leader in view.connected,
             "term": view.term,
+            "election_timeout": round(view.election_timeout, 3),
             "commit_index": view.commit_index,
             "last_index": view.last_index,
             "applied_index": self._applier.applied.index,
             "version": state.base.version,
             "lineage": state.base.lineage.hex(),
             "digest": state.digest.hex(),
+            "protocol": self._protocol.status(),
             "applying": _plain(self._busy.here()),
             "wal_bytes": self._applier.wal_bytes,
             "oldest_snapshot": self._snapshot_age(),
-            "members": [self._member(address, view) for address in self._config.peers],
+            "members": [self._member(member, view) for member in view.members],
+            "waiting_to_join": view.waiting,
+            "problem": view.problem,
             "host": {"pid": os.getpid(), "reluctant": self._config.reluctant},
             "lease": self._at_work(),
             "waiting": len(self._core.leader.sequencer) + len(self._turns),
@@ -120,18 +129,29 @@ class Report:
         ]
         return [*self._turns.waiting(), *others][:QUEUE_SHOWN]
 
-    def _member(self, address: str, view: RaftView) -> dict[str, Any]:
+    def _role(self, view: RaftView) -> str:
+        if self._failed():
+            return "failed"
+        me = view.members.get(self._config.address)
+        if view.waiting or (me is None and view.role == "follower"):
+            return "joining"
+        return view.role if me is None or me.role is Role.VOTER else me.role.value
+
+    def _member(self, member: Member, view: RaftView) -> dict[str, Any]:
         """A member as this node knows it; its own words about itself are up to half a second old."""
+        address = member.address
         own = address == self._config.address
         told = {**self.progress(), "heard": time.monotonic()} if own else self._core.peers.get(address, {})
         applied = told.get("applied")
         role = "leader" if address == view.leader else "unknown" if view.leader is None else "follower"
+        if member.role is not Role.VOTER:
+            role = member.role.value
         return {
             "address": address,
             "role": role,
             "reachable": own or address in view.connected,
             "applied": applied,
-            "lag": None if applied is None else max(view.commit_index - applied, 0),
+            "lag": None if applied is None else max(_commit_index(told, view) - applied, 0),
             "version": told.get("version"),
             "digest": told.get("digest"),
             "failed": told.get("failed"),
@@ -156,6 +176,7 @@ class Report:
             "wants": self._wanted_copy(),
             "verified": self._verification.latest,
             "reluctant": self._config.reluctant,
+            "speaks": self._config.protocols[1],
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
             "archive": None if self._archiver is None else self._archiver.told(),
@@ -169,6 +190,12 @@ class Report:
         if not self._trust.wants_copy() or not self._driver.halted:
             return None
         return self._driver.installable_from
+
+
+def _commit_index(told: Message, view: RaftView) -> int:
+    """What was committed when a member said how far it is; by now, if that is long ago."""
+    lately = time.monotonic() - float(told["heard"]) < LATELY
+    return int(told["commit"]) if lately and "commit" in told else view.commit_index
 
 
 def _told_of(verified: dict[str, Any] | None) -> dict[str, Any] | None:

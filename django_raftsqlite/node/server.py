@@ -128,6 +128,9 @@ class _Connection:
             "status": self._status,
             "figures": host.figures,
             "note": host.note,
+            "members": lambda verb, address, learner, timeout: host.change_members(
+                verb, address, learner=learner, timeout=timeout
+            ),
             "verify": lambda timeout: host.verify(timeout=timeout),
         }
 

@@ -71,7 +71,7 @@ class SnapshotSource:
     A member gets one that lacks what the log no longer holds, or that says that it wants one, from which index on.
 
     Loop thread; what takes long is done by ``worker``. ``make(path, go_on)`` makes the copy, ``applied()`` tells up
-    to which index the file is at least.
+    to which index the file is at least, ``members(index)`` what consensus is to know of the members there.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class SnapshotSource:
         send: Callable[[str, Message], bool],
         make: Callable[[Path, Callable[[], None]], Copied],
         applied: Callable[[], int],
+        members: Callable[[int], bytes],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = folder / NAME
@@ -91,6 +92,7 @@ class SnapshotSource:
         self._send = send
         self._make = make
         self._applied = applied
+        self._members = members
         self._clock = clock
         self._copy: Copy | None = None
         self._making: Hold | None = None
@@ -253,6 +255,7 @@ class SnapshotSource:
             "size": copied.size,
             "page_size": copied.layout.page_size,
             "encoding": copied.layout.encoding,
+            "members": self._members(copied.index),
         }
 
     def _serve(self) -> None:

@@ -44,6 +44,7 @@ class Transfer:
     term: int
     size: int
     source: str
+    members: bytes
     path: Path
     heard: float
     phase: str = "opening"
@@ -67,8 +68,8 @@ class SnapshotTarget:
 
     A copy is of use beyond the index ``applied()``. ``layout`` is that of the state machine's file, which a copy
     must have unless ``any_layout()``; ``mismatched`` is told when it has not.
-    ``install(path, index, term, done)`` replaces the file's content and calls ``done`` with None, or with why not
-    (Stopped: it is not needed any more).
+    ``install(path, index, term, members, done)`` replaces the file's content and calls ``done`` with None, or with
+    why not (Stopped: it is not needed any more).
     Loop thread; what takes long is done by ``worker``.
     """
 
@@ -81,7 +82,7 @@ class SnapshotTarget:
         worker: Worker,
         send: Callable[[str, Message], bool],
         applied: Callable[[], int],
-        install: Callable[[Path, int, int, Callable[[Exception | None], None]], None],
+        install: Callable[[Path, int, int, bytes, Callable[[Exception | None], None]], None],
         any_layout: Callable[[], bool] = lambda: False,
         mismatched: Callable[[str], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
@@ -124,7 +125,8 @@ class SnapshotTarget:
     def on_offer(self, peer: str, message: Message, view: RaftView) -> None:
         """The leader has a copy, and finds that this member needs one."""
         index, transfer = int(message["index"]), self._transfer
-        if peer != view.leader or index <= self._applied():
+        members = bytes(message["members"])
+        if peer != view.leader or index <= self._applied() or not members:
             return
         if transfer is not None:
             if transfer.id == message["id"]:
@@ -143,7 +145,9 @@ class SnapshotTarget:
             return
         id_, size = bytes(message["id"]), int(message["size"])
         path = self._folder / f"snapshot-{id_.hex()[:32]}.part"
-        self._transfer = transfer = Transfer(id_, index, int(message["term"]), size, peer, path, self._clock())
+        self._transfer = transfer = Transfer(
+            id_, index, int(message["term"]), size, peer, members, path, self._clock()
+        )
         self._open(transfer)
 
     def on_part(self, peer: str, message: Message) -> None:
@@ -294,7 +298,11 @@ class SnapshotTarget:
             else:
                 transfer.phase = "installing"
                 self._install(
-                    transfer.path, transfer.index, transfer.term, lambda error: self._installed(transfer, error)
+                    transfer.path,
+                    transfer.index,
+                    transfer.term,
+                    transfer.members,
+                    lambda error: self._installed(transfer, error),
                 )
 
         self._worker.run(check, checked)

@@ -72,7 +72,10 @@ class Upkeep:
         )
 
         def make(path: Path, go_on: Callable[[], object]) -> Copied:
-            return copy_database(config.name, path, config.mode, go_on)
+            resyncs = applier.resyncs
+            copied = copy_database(config.name, path, config.mode, go_on)
+            applier.confirm(go_on, resyncs=resyncs)
+            return copied
 
         self._source = SnapshotSource(
             config.folder,
@@ -81,6 +84,7 @@ class Upkeep:
             send=driver.send,
             make=make,
             applied=lambda: applier.applied.index,
+            members=driver.members_at,
         )
         self._target = SnapshotTarget(
             config.folder,
@@ -177,7 +181,9 @@ class Upkeep:
                 held.append(Hold(int(told["applied"])))
         return held
 
-    def _install(self, copy: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:
+    def _install(
+        self, copy: Path, index: int, term: int, members: bytes, done: Callable[[Exception | None], None]
+    ) -> None:
         resync = self._driver.halted
         try:
             found = inspect_copy(copy)
@@ -187,7 +193,7 @@ class Upkeep:
         if (found.index, found.term) != (index, term):
             done(NodeFault(f"it is of log index {found.index}, term {found.term}, not of {index}, term {term}"))
             return
-        if not self._driver.begin_install(index, term):
+        if not self._driver.begin_install(index, term, members):
             done(Stopped())
             return
 

@@ -17,7 +17,8 @@ from pysyncobj.transport import Transport
 from pysyncobj.version import VERSION
 
 from .config import RaftConfig
-from .log import MAX_ENTRY, LogFault, RaftLog, StateMismatch
+from .log import CONFIGURATION, MAX_ENTRY, LogFault, RaftLog, StateMismatch
+from .members import Members
 
 logger = logging.getLogger("django_raftsqlite.raft")
 
@@ -25,14 +26,13 @@ PINNED_VERSION = "0.3.17"
 PINNED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
 
 REGULAR, NO_OP = b"\x00", b"\x01"
+"""Type bytes of commands; pysyncobj's other types (membership, version) are treated as no-ops. See CONFIGURATION."""
 
 
 def payload_of(command: bytes) -> bytes:
     """What was proposed; empty for an entry of Raft's own."""
     return command[1:] if command[:1] == REGULAR else b""
 
-
-"""Type bytes of commands; pysyncobj's other types (membership, version) are treated as no-ops."""
 
 BATCH_BYTES = 1024 * 1024
 """What one append_entries carries at most, so that a heartbeat never queues behind much."""
@@ -45,6 +45,8 @@ APPLY_PER_TICK = 2048
 
 _INSTALLING = "installing"
 """Key of the log's note that the state machine is taking a snapshot: where it ends, as :func:`_place` has it."""
+_INSTALLING_MEMBERS = "installing_members"
+"""Key of the members at that place: the index of their entry, a space, and themselves."""
 
 
 def _place(index: int, term: int | None) -> bytes:
@@ -90,6 +92,10 @@ class _Member(Node):  # type: ignore[misc]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
     __hash__ = object.__hash__
+
+
+_NOBODY = _Member("")
+"""Makes pysyncobj's arithmetic right while this member is no voter; see :meth:`Consensus._follow_members`."""
 
 
 class _NoPoller:
@@ -140,7 +146,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
     and the step-down of a leader without quorum. Replaced are: the log; sending (no flood to a peer that lags,
     audit R17, R18, R20); applying (an entry is handed to ``on_commit`` once, in order, with index and term, from
     ``applied + 1`` on, and nothing is ever unpickled: audit A1 to A4, T2); and there is no command queue, no
-    forwarding, no compaction, no membership change (audit A5 to A9, M1, S-3).
+    forwarding, no compaction (audit A5 to A9, S-3). Who is asked, sent to and counted is what the log's newest
+    configuration says (audit M1, M2), and not what pysyncobj was made with.
 
     ``on_commit(index, term, payload)`` gets every index; the payload is empty for what is not a command of ours. It
     must not raise; if it does, nothing more is handed over, ``apply_fault`` says why, and Raft goes on.
@@ -150,7 +157,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
     ``applied`` and ``applied_term`` are the entry up to which the state machine's file is (``applied`` None: it is
     not to be relied on, and nothing may be handed over before a snapshot is installed); the term None if it cannot
-    say (then it never installed a snapshot).
+    say (then it never installed a snapshot). ``founders`` is the configuration to begin with, if the log is to have
+    one.
 
     Used by one thread. Invariants: ``applied <= commit_index <= last_index``; the commit index counts this member
     only for what is on its disk, because the caller syncs the log before every tick (audit R10).
@@ -166,24 +174,28 @@ class Consensus(SyncObj):  # type: ignore[misc]
         applied: int | None,
         room: Callable[[], bool],
         applied_term: int | None = None,
+        founders: Members | None = None,
     ) -> None:
         self.log = log
         self.apply_fault: str | None = None
         self._on_commit = on_commit
         self._room = room
         self._announced = 0
-        self.may_campaign = not config.others
-        self._nodes = {peer: _Member(peer) for peer in config.others}
-        self._progress = {peer: _Progress() for peer in config.others}
+        self._address = config.address
+        self.may_campaign = False
+        self.members = Members.none()
+        self._nodes: dict[str, _Member] = {}
+        self._progress: dict[str, _Progress] = {}  # of all members but this one
         self._outlet = Outlet(send)
         # With batches "on" the constructor makes no pipe (audit A9); they are off from then on, see below.
+        least = config.election_timeout
         conf = SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=True,
             appendEntriesPeriod=config.heartbeat,
-            raftMinTimeout=config.election_timeout,
-            raftMaxTimeout=2 * config.election_timeout,
-            leaderFallbackTimeout=4 * config.election_timeout,
+            raftMinTimeout=least,
+            raftMaxTimeout=2 * least,
+            leaderFallbackTimeout=4 * least,
             connectionTimeout=86400.0,
             commandsWaitLeader=False,
             dynamicMembershipChange=False,
@@ -196,18 +208,27 @@ class Consensus(SyncObj):  # type: ignore[misc]
             journalFile=None,
             password=None,
         )
-        super().__init__(_Member(config.address), list(self._nodes.values()), conf, transport=self._outlet)
+        super().__init__(self._node(config.address), [], conf, transport=self._outlet)
         conf.appendEntriesUseBatch = False
         self._poller = _NoPoller()
-        self._restore(applied, applied_term)
-        if not self._nodes:
+        self._restore(applied, applied_term, founders)
+        self._follow_members()
+        if self.alone:
             self.election_deadline = float("-inf")
 
-    def _restore(self, applied: int | None, applied_term: int | None) -> None:
+    def _node(self, address: str) -> _Member:
+        node = self._nodes.get(address)
+        if node is None:
+            node = self._nodes[address] = _Member(address)
+        return node
+
+    def _restore(self, applied: int | None, applied_term: int | None, founders: Members | None) -> None:
         """Take the persistent state from the log instead of the memory journal of the constructor."""
         log = self.log
         if len(log) == 0 and not applied:
             log.add(NO_OP, 1, 0)
+        if founders is not None:
+            log.found(founders)
         if applied is None:
             # The log is only ever cut where it is committed.
             applied, applied_term = log.first_index, None
@@ -215,7 +236,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
         if installing:
             # The process ended while a snapshot was installed; the file is either as before or as after.
             if installing == _place(applied, applied_term) and log.term_at(applied) != applied_term:
-                log.restart(applied, applied_term or 0)
+                at, _, data = (log.get_meta(_INSTALLING_MEMBERS) or b"0 \x90").partition(b" ")
+                log.restart(applied, applied_term or 0, Members.decode(int(at), data))
             log.set_meta(_INSTALLING, b"")
         if applied > log.last_index or (applied < log.first_index and (applied, log.first_index) != (0, 1)):
             raise StateMismatch(
@@ -280,16 +302,36 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
     def match(self, peer: str) -> int:
         """The last index known to be on a peer's disk; 0 on a member that does not lead."""
-        return int(self._SyncObj__raftMatchIndex.get(self._nodes[peer], 0)) if self.is_leader else 0
+        return int(self._SyncObj__raftMatchIndex.get(self._node(peer), 0)) if self.is_leader else 0
 
     def behind(self, peer: str) -> bool:
         """Leader only: the peer lacks entries that this log no longer holds."""
-        return self.is_leader and self._progress[peer].behind
+        return self.is_leader and peer in self._progress and self._progress[peer].behind
 
     @property
     def established(self) -> bool:
         """This member leads, and an entry of its term is committed."""
         return self.is_leader and self.commit_index >= self._SyncObj__noopIDx
+
+    @property
+    def alone(self) -> bool:
+        """This member is the only voter."""
+        return self.members.voters == {self._address}
+
+    @property
+    def may_stand(self) -> bool:
+        """This member may be elected: it votes, with the disk that it was admitted with.
+
+        Also while a change that removes it is not known to be committed: perhaps nobody else has the entry and can
+        bring that to an end (Raft thesis section 4.2.2).
+        """
+        members = self.members
+        if self._votes_in(members):
+            return True
+        return members.index > self.commit_index and self._votes_in(self.log.members_at(members.index - 1))
+
+    def _votes_in(self, members: Members) -> bool:
+        return self._address in members.voters and members.recognises(self._address, self.log.member_id)
 
     @property
     def election_deadline(self) -> float:
@@ -305,37 +347,52 @@ class Consensus(SyncObj):  # type: ignore[misc]
         """The leader asked this member to hold an election at once."""
         return bool(self._SyncObj__transferInProgress)
 
+    @property
+    def least_timeout(self) -> float:
+        """The least election timeout, in seconds."""
+        return float(self.conf.raftMinTimeout)
+
+    @least_timeout.setter
+    def least_timeout(self, value: float) -> None:
+        self.conf.raftMinTimeout = value
+        self.conf.raftMaxTimeout = 2 * value
+        self.conf.leaderFallbackTimeout = 4 * value
+
     def election_timeout(self) -> float:
         """A random election timeout, in seconds."""
         return float(self._SyncObj__generateRaftTimeout())
 
-    def heard_since(self, moment: float) -> int:
-        """Leader only: how many peers were heard of since ``moment``."""
-        return sum(1 for heard in self._SyncObj__lastResponseTime.values() if heard > moment)
+    def heard_since(self, moment: float) -> set[str]:
+        """Leader only: which peers were heard of since ``moment``, and itself."""
+        heard = {str(node.id) for node, at in self._SyncObj__lastResponseTime.items() if at > moment}
+        return heard | {self._address}
 
     def commit_may_advance(self) -> bool:
         """Leader only: a tick would find something to commit."""
         if not self.is_leader:
             return False
-        on_disk = sorted([self.log.durable_index, *map(self.match, self._nodes)])
-        return on_disk[(len(on_disk) - 1) // 2] > self.commit_index
+        on_disk = sorted(
+            self.log.durable_index if voter == self._address else self.match(voter) for voter in self.members.voters
+        )
+        return bool(on_disk) and on_disk[(len(on_disk) - 1) // 2] > self.commit_index
 
     # What happens to it
 
     def deliver(self, peer: str, message: dict[str, Any]) -> None:
         """Hand a filtered message to pysyncobj."""
-        self._outlet._onMessageReceived(self._nodes[peer], message)
+        self._outlet._onMessageReceived(self._node(peer), message)
+        self._follow_members()
 
     def link_up(self, peer: str) -> None:
-        """A session with a peer began."""
-        self._outlet._onNodeConnected(self._nodes[peer])
+        """A session with a member began."""
+        self._outlet._onNodeConnected(self._node(peer))
         if self.is_leader:
             self._resume(peer)
             self._send_entries(peer)
 
     def link_down(self, peer: str) -> None:
         """A session ended, and what was under way in it is lost."""
-        self._outlet._onNodeDisconnected(self._nodes[peer])
+        self._outlet._onNodeDisconnected(self._node(peer))
 
     def extend_leadership(self, seconds: float) -> None:
         """Do not step down for want of a quorum before ``seconds`` have passed."""
@@ -360,8 +417,21 @@ class Consensus(SyncObj):  # type: ignore[misc]
         """Leader only: append a command and send it, before it is on the own disk; (index, term)."""
         if not self.is_leader:
             return None
+        return self._append(REGULAR + payload)
+
+    def append_members(self, members: Members) -> tuple[int, int] | None:
+        """Leader only: append another configuration, which is in force at once; (index, term).
+
+        The caller has made sure that the one before is committed, and an entry of this term, too (audit M1, M3).
+        """
+        if not self.is_leader:
+            return None
+        return self._append(CONFIGURATION + members.encode())
+
+    def _append(self, command: bytes) -> tuple[int, int]:
         index, term = self.last_index + 1, self.term
-        self.log.add(REGULAR + payload, index, term)
+        self.log.add(command, index, term)
+        self._follow_members()
         told = self.commit_index
         for peer, progress in self._progress.items():
             if progress.behind:
@@ -385,14 +455,14 @@ class Consensus(SyncObj):  # type: ignore[misc]
         """
         if self.announcement_due:
             self._announced = self.commit_index
-            for peer in self._nodes:
+            for peer in self._progress:
                 self._send_entries(peer, quiet=True)
 
     def replied(self, peer: str, message: dict[str, Any]) -> None:
         """After pysyncobj handled a next_node_idx: keep what it forgets about what is under way."""
         if not self.is_leader:
             return
-        node, progress, next_index = self._nodes[peer], self._progress[peer], self._SyncObj__raftNextIndex
+        node, progress, next_index = self._node(peer), self._progress[peer], self._SyncObj__raftNextIndex
         if message["reset"]:
             progress.restart()
             known, progress.behind = progress.behind, 1 < self.log.first_index >= next_index[node]
@@ -408,15 +478,16 @@ class Consensus(SyncObj):  # type: ignore[misc]
             if next_index[node] <= self.last_index:
                 self._send_entries(peer)
 
-    def begin_install(self, index: int, term: int, *, least: int) -> bool:
+    def begin_install(self, index: int, term: int, members: Members, *, least: int) -> bool:
         """The state machine is about to take the state after entry ``index`` of ``term`` from a member; False when
-        that is before ``least``.
+        that is before ``least``. ``members`` is the configuration there.
 
         Durable after the next sync of the log, before which the file must not be touched. Nothing may be handed over
         until :meth:`installed`.
         """
         if index < least or self.is_leader:
             return False
+        self.log.set_meta(_INSTALLING_MEMBERS, b"%d " % members.index + members.encode())
         self.log.set_meta(_INSTALLING, _place(index, term))
         return True
 
@@ -429,16 +500,59 @@ class Consensus(SyncObj):  # type: ignore[misc]
                 raise LogFault(
                     f"entry {index} is committed here with term {held}, a snapshot says {term}: the group has forked"
                 )
-            log.restart(index, term)
+            at, _, data = (log.get_meta(_INSTALLING_MEMBERS) or b"").partition(b" ")
+            log.restart(index, term, Members.decode(int(at), data))
         log.set_meta(_INSTALLING, b"")
         log.setRaftCommitIndex(index)
         self._SyncObj__raftCommitIndex = max(self.commit_index, index)
         self._SyncObj__raftLastApplied = max(self.applied, index)
+        self._follow_members()
+
+    def _follow_members(self) -> None:
+        """Ask, send to and count whom the log's newest configuration names, from the moment it is written.
+
+        pysyncobj counts itself among the voters. While this member is none (it removes itself, or waits for that to
+        be committed), a voter who never answers is added where there is an even number: then more than half of one
+        more than there are is a majority of those that there are.
+        """
+        before, members = self.members, self.log.members
+        if members is before:
+            return
+        self.members = members
+        others = {member.address: member for member in members if member.address != self._address}
+        next_index, match, heard = (
+            self._SyncObj__raftNextIndex,
+            self._SyncObj__raftMatchIndex,
+            self._SyncObj__lastResponseTime,
+        )
+        for address in [address for address in self._progress if address not in others]:
+            del self._progress[address]
+            for known in (next_index, match, heard):
+                known.pop(self._node(address), None)
+        for address, member in others.items():
+            known_as = before.get(address)
+            if address not in self._progress or (known_as and known_as.id and known_as.id != member.id):
+                # What one disk had says nothing of another.
+                node = self._node(address)
+                self._progress[address] = _Progress()
+                next_index[node], match[node] = self.last_index + 1, 0
+                heard[node] = library.monotonicTime()
+        voters = {self._node(address) for address in members.voters if address != self._address}
+        if self._address not in members.voters and len(voters) % 2 == 0:
+            match[_NOBODY], heard[_NOBODY] = 0, float("-inf")
+            voters.add(_NOBODY)
+        self._SyncObj__otherNodes = voters
+
+    def resign(self) -> None:
+        """Leader only: follow whoever is elected next."""
+        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+        self.election_deadline = library.monotonicTime() + self.election_timeout()
 
     def transfer(self, peer: str | None = None) -> bool:
         """Leader only: ask a peer, or the most caught-up one, to take over (Raft thesis section 3.10)."""
         outcome: list[int] = []
-        node = None if peer is None else self._nodes[peer]
+        node = None if peer is None else self._node(peer)
         self.transferLeadership(node, callback=lambda _, reason: outcome.append(reason))
         return outcome == [FAIL_REASON.SUCCESS]
 
@@ -449,24 +563,31 @@ class Consensus(SyncObj):  # type: ignore[misc]
         return self.may_campaign
 
     def _SyncObj__onBecomeLeader(self) -> None:  # noqa: N802, RUF100
-        for progress in self._progress.values():
+        now = library.monotonicTime()
+        for peer, progress in self._progress.items():
             progress.restart()
             progress.behind = False
+            node = self._node(peer)
+            self._SyncObj__raftNextIndex[node], self._SyncObj__raftMatchIndex[node] = self.last_index + 1, 0
         super()._SyncObj__onBecomeLeader()
+        heard = self._SyncObj__lastResponseTime
+        heard.update((self._node(peer), now) for peer in self._progress)
+        if _NOBODY in heard:
+            heard[_NOBODY] = float("-inf")
         # A group of one counts its commit index later in this same tick (audit R22).
         self.log.sync()
 
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802, RUF100
         self._SyncObj__newAppendEntriesTime = library.monotonicTime() + self.conf.appendEntriesPeriod
         self._announced = self.commit_index
-        for peer in self._nodes:
+        for peer in self._progress:
             self._send_entries(peer)
 
     def _resume(self, peer: str) -> None:
         """Start again from what is known to be on the peer's disk."""
         self._progress[peer].restart()
         if self.match(peer):
-            self._SyncObj__raftNextIndex[self._nodes[peer]] = self.match(peer) + 1
+            self._SyncObj__raftNextIndex[self._node(peer)] = self.match(peer) + 1
             self._progress[peer].probing = False
 
     def _send_entries(self, peer: str, *, quiet: bool = False) -> None:
@@ -474,7 +595,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
         ``quiet``: without entries it is to tell the commit index alone, and wants no answer.
         """
-        node, progress = self._nodes[peer], self._progress[peer]
+        node, progress = self._node(peer), self._progress[peer]
         if node not in self._SyncObj__connectedNodes or (quiet and progress.behind):
             return
         while True:

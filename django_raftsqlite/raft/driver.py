@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .admission import CLUSTER, RENAMED, TAKEN_OVER
 from .config import RaftConfig, RaftView
 from .consensus import payload_of
 from .filter import ProtocolViolation
 from .handshake import Identity
 from .log import LogFault, RaftLog, StateMismatch
+from .members import ChangeRefused, Members
 from .replica import Replica
 from .session import PeerFault
 from .thread import LoopThread
@@ -28,11 +31,9 @@ logger = logging.getLogger("django_raftsqlite.raft")
 SWITCH_INTERVAL = 0.0005
 """Seconds; see :func:`_lower_switch_interval`."""
 
-_CLUSTER_KEY = "cluster_id"
-
 
 def cluster_id(peers: tuple[str, ...]) -> bytes:
-    """16 bytes that name the group: all members have the same list, in any order."""
+    """16 bytes that name the group that begins with these: all of them have the same list, in any order."""
     return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
 
 
@@ -55,7 +56,8 @@ class RaftDriver:
     does where the log shows it, unless it is alone: ``mismatch`` says why.
 
     A fault of the log (or of a callback) makes the role "failed": sessions, listener and log are closed, nothing
-    is acknowledged after it, and the loop runs on until :meth:`stop`. A group of one opens no port.
+    is acknowledged after it, and the loop runs on until :meth:`stop`. So does a member that is none any more. A group
+    of one opens no port, unless its settings say how others can prove who they are.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class RaftDriver:
         self._room = room
         self._on_sync = on_sync
         self._facts = dict(facts or {})
+        self._speaks = config.protocols[0]
         self._thread = LoopThread(
             f"raftsqlite {name or config.address}", opened=self._open, closed=self._close, after_calls=self._settle
         )
@@ -101,6 +104,7 @@ class RaftDriver:
         self._cut_at = 0
         self._failed: RaftView | None = None
         self.mismatch: str | None = None
+        self._followed: object = None
         self._closing_transport: asyncio.Task[None] | None = None
         self._told: tuple[Any, ...] | None = None
         self._changed = asyncio.Event()
@@ -250,11 +254,47 @@ class RaftDriver:
         """The least index at which a snapshot is of use."""
         return self.handed_over + 1 if self._replica is None else self._replica.installable_from
 
-    def begin_install(self, index: int, term: int) -> bool:
-        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow."""
+    def begin_install(self, index: int, term: int, members: bytes) -> bool:
+        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow.
+
+        ``members`` is what :meth:`members_at` gave where the snapshot comes from. Raises ValueError.
+        """
+        at, _, data = members.partition(b" ")
+        known = Members.decode(int(at), data)
         begun: list[bool] = []
-        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term)))
+        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term, known)))
         return begun == [True]
+
+    def members_at(self, index: int) -> bytes:
+        """Who the members were at an entry, for :meth:`begin_install` elsewhere; empty if this log cannot tell."""
+        members = Members.none() if self._log is None else self._log.members_at(index)
+        return b"%d " % members.index + members.encode() if members.index else b""
+
+    def change_members(self, make: Callable[[Members], Members]) -> int:
+        """As the leader, change who the members are; the index of the entry that says so. See :meth:`Replica.change`.
+
+        It is done when that index is committed with this term. Raises ChangeRefused.
+        """
+        if self._replica is None or self._failed is not None or self._stopping:
+            raise ChangeRefused("this node does not lead the group", passing=True)
+        try:
+            index = self._replica.change(make)
+        except LogFault as fault:
+            self._fail(str(fault))
+            raise ChangeRefused(str(fault)) from fault
+        self._want_settle()
+        return index
+
+    def transfer(self, to: str | None) -> None:
+        """As the leader, have another voter take over, the most suitable one if none is named. Whether it does shows
+        in the view."""
+        self._with_replica(lambda replica: replica.hand_over(to))
+        self._want_settle()
+
+    @property
+    def must_cut(self) -> bool:
+        """See :attr:`Replica.must_cut`."""
+        return self._replica is not None and self._failed is None and self._replica.must_cut
 
     def installed(self, index: int, term: int) -> None:
         """See :meth:`Replica.installed`."""
@@ -266,16 +306,24 @@ class RaftDriver:
         self._with_replica(lambda replica: replica.install_failed())
         self._want_settle()
 
+    def speak(self, protocol: int) -> None:
+        """The group uses this version of the protocol from now on: nobody is let in who does not speak it."""
+        if protocol > self._speaks:
+            self._speaks = protocol
+            if self._transport is not None:
+                self._transport.speak(protocol)
+            self._with_replica(lambda replica: replica.speak(protocol))
+
     def prefer(self, willing: frozenset[str]) -> None:
         """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
         self._with_replica(lambda replica: replica.prefer(willing))
 
     @property
     def hears_a_quorum(self) -> bool:
-        """Whether this member leads and heard of a quorum within an election timeout; the followers would not elect
-        another one meanwhile (Raft thesis section 4.2.3). Loop thread."""
+        """Whether this member leads and heard of a quorum so lately that hardly another one has been elected (Raft
+        thesis section 4.2.3). No proof: nothing is safe because of it. Loop thread."""
         replica = self._replica
-        return replica is not None and self._failed is None and replica.is_leader and replica.leader_alive
+        return replica is not None and self._failed is None and replica.hears_a_quorum
 
     @property
     def giving_way(self) -> bool:
@@ -294,20 +342,12 @@ class RaftDriver:
         self._log = log = RaftLog(config.log, mode=config.mode, durable=config.durable)
         if self._on_sync is not None:
             log.synced = self._on_sync
-        self._check_cluster(log)
-        if config.others:
+        self._check_members(log)
+        if config.listens:
             _lower_switch_interval()
-            identity = Identity(
-                address=config.address,
-                others=frozenset(config.others),
-                cluster=cluster_id(config.peers),
-                secret=config.secret,
-                tls=config.certificate is not None,
-                facts=self._facts,
-            )
             self._transport = Transport(
                 config,
-                identity,
+                self._identity(log, frozenset(config.others), fresh=True),
                 on_connected=self._on_connected,
                 on_disconnected=self._on_disconnected,
                 on_message=self._on_frame,
@@ -316,10 +356,11 @@ class RaftDriver:
         try:
             self._replica = self._make_replica(log, self._applied)
         except StateMismatch as mismatch:
-            if not config.others:
+            if not config.others and log.members.voters <= {config.address}:
                 raise
             self.mismatch = str(mismatch)
             self._replica = self._make_replica(log, None)
+        self._follow_contacts()
         if self._transport is not None:
             await self._transport.start()
         self._due = self.loop.time()
@@ -336,18 +377,63 @@ class RaftDriver:
             room=self._room,
         )
 
-    def _check_cluster(self, log: RaftLog) -> None:
-        mine = cluster_id(self.config.peers)
-        stored = log.get_meta(_CLUSTER_KEY)
-        if stored is None:
-            log.set_meta(_CLUSTER_KEY, mine)
-            log.sync()
-        elif stored != mine:
+    def _identity(self, log: RaftLog, others: frozenset[str], *, fresh: bool) -> Identity:
+        config = self.config
+        return Identity(
+            address=config.address,
+            others=others,
+            cluster=log.get_meta(CLUSTER) or b"",
+            secret=config.secret,
+            protocols=(max(config.protocols[0], self._speaks), config.protocols[1]),
+            tls=config.certificate is not None,
+            facts=self._facts,
+            member=log.member_id,
+            fresh=fresh,
+        )
+
+    def _follow_contacts(self) -> None:
+        """Have sessions with those who belong to the group by what this member knows now."""
+        replica, log = self._replica, self._log
+        if replica is None or log is None or self._transport is None:
+            return
+        seen = (replica.members, replica.admission.waiting, replica.admission.told_leader)
+        if seen != self._followed:
+            self._followed = seen
+            self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
+        if replica.sessions_stale:
+            replica.sessions_stale = False
+            self._transport.renew()
+
+    def _check_members(self, log: RaftLog) -> None:
+        """What the log knows of the members holds, and not the settings; raises ValueError where they cannot both
+        be meant."""
+        config, stored = self.config, log.members
+        for member in stored:
+            if member.address != config.address and stored.voters == {member.address} and len(stored.all) == 1:
+                # Nobody else knows it by its address.
+                renamed = Members(stored.index, (replace(member, address=config.address),))
+                log.found(renamed)
+                log.set_meta(RENAMED, b"1")
+                log.sync()
+                stored = renamed
+            elif member.id == log.member_id and member.address != config.address:
+                raise ValueError(
+                    f"The log {config.log} is that of the member {member.address}, not of {config.address}. Restore "
+                    "the old address; or have it removed from the group, move the folder away, and join with the new "
+                    "one."
+                )
+        if log.last_index <= 1 and stored.founding and stored.index and stored.voters != set(config.peers):
+            before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
             raise ValueError(
-                f"The log {self.config.log} belongs to a group with other members than "
-                f"{', '.join(sorted(self.config.peers))}: the peers of a group cannot be changed in this release. "
-                "Restore the old peers setting, or move the folder away to begin an empty group."
+                f"The log {config.log} was made for a new group of {before}, which it did not hear of since, and the "
+                f"settings say {now}. Restore the old peers setting, or move the folder away to begin anew."
             )
+        if log.get_meta(CLUSTER) is None and config.peers:
+            alone = config.peers == (config.address,)
+            log.set_meta(CLUSTER, secrets.token_bytes(16) if alone else cluster_id(config.peers))
+            if config.taken_over:
+                log.set_meta(TAKEN_OVER, b"1")
+            log.sync()
 
     async def _close(self) -> None:
         self._stopping = True
@@ -378,7 +464,7 @@ class RaftDriver:
         if replica is None or self._failed is not None or timeout <= 0:
             return
         deadline = self.loop.time() + timeout
-        while self.view.role == "leader" and self.view.connected:
+        while self.view.role == "leader" and self.view.connected & self.view.members.voters:
             # Again and again: a peer that is asked must have the whole log, and writes may still come in.
             self._with_replica(lambda replica: replica.transfer_leadership())
             self._settle()
@@ -392,8 +478,8 @@ class RaftDriver:
 
     # Events
 
-    def _on_connected(self, peer: str) -> None:
-        self._with_replica(lambda replica: replica.connected(peer))
+    def _on_connected(self, peer: str, member_id: bytes, same_group: bool) -> None:
+        self._with_replica(lambda replica: replica.connected(peer, member_id, same_group=same_group))
         self._want_settle()
 
     def _on_disconnected(self, peer: str) -> None:
@@ -414,7 +500,8 @@ class RaftDriver:
     def _on_frame(self, peer: str, message: dict[str, Any]) -> None:
         kind = message.get("type")
         if isinstance(kind, str) and kind.startswith("node."):
-            self._on_message(peer, message)
+            if self._replica is not None and self._replica.belongs(peer):
+                self._on_message(peer, message)
             return
         if self._replica is None or self._failed is not None or self._stopping:
             return
@@ -459,9 +546,15 @@ class RaftDriver:
         self._thread.run_calls()
         self._forgive_stall()
         self._with_replica(lambda replica: replica.flush())
+        self._with_replica(self._look_if_removed)
+        self._follow_contacts()
         self._deliver()
         self._announce()
         self._expect()
+
+    def _look_if_removed(self, replica: Replica) -> None:
+        if replica.admission.removed is not None:
+            self._fail(replica.admission.removed)
 
     def _expect(self) -> None:
         replica = None if self._failed is not None or self._stopping else self._replica

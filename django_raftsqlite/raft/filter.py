@@ -3,9 +3,10 @@
 pysyncobj's handlers trust what they are given, and its replies do not say what they answer. This filter is what
 makes them safe (Raft paper section 5.3, thesis 9.6). It is pure: it looks at the member's state and decides.
 
-Every message but ``higher_term`` and ``timeout_now`` is either a question with a ``seq``, unique in the life of its
-sender, or an answer with the ``re`` of its question; answers carry the term of the member that gives them. A
-``quiet`` append_entries tells the commit index alone: it is answered only by a member whose log does not match.
+Every message but ``higher_term``, ``timeout_now`` and those about who is a member is either a question with a
+``seq``, unique in the life of its sender, or an answer with the ``re`` of its question; answers carry the term of
+the member that gives them, but for ``pong``, which only says how far away a peer is. A ``quiet`` append_entries
+tells the commit index alone: it is answered only by a member whose log does not match.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from .log import MAX_ENTRY
+from .members import ID_BYTES, LONGEST_ADDRESS, MOST
 
 Message = dict[str, Any]
 
@@ -70,6 +72,22 @@ def _is_list(value: object) -> bool:
     return type(value) in (list, tuple)
 
 
+def _is_text(value: object) -> bool:
+    return type(value) is str and len(value) <= 1000
+
+
+def _is_address(value: object) -> bool:
+    return type(value) is str and len(value) <= LONGEST_ADDRESS
+
+
+def _is_addresses(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) <= MOST and all(map(_is_address, value))
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is bytes and len(value) in (0, ID_BYTES)
+
+
 _Check = Callable[[object], bool]
 _QUESTION: Mapping[str, _Check] = {"term": _is_int, "seq": _is_int}
 _ANSWER: Mapping[str, _Check] = {"term": _is_int, "re": _is_int}
@@ -91,12 +109,25 @@ _FIELDS: Mapping[str, Mapping[str, _Check]] = {
     "pre_vote_reply": _ANSWER,
     "probe": _QUESTION,
     "probe_reply": _ANSWER,
+    "ping": {"seq": _is_int},
+    "pong": {"re": _is_int},
     "timeout_now": {"term": _is_int},
     "higher_term": {"term": _is_int},
+    "join": {"again": _is_bool, "learner": _is_bool},
+    "join_reply": {
+        "index": _is_int,
+        "leader": _is_address,
+        "refused": _is_text,
+        "cluster": _is_id,
+        "members": _is_addresses,
+    },
+    "not_member": {"index": _is_int, "id": _is_id},
 }
 
 ANSWERS = frozenset(kind for kind, fields in _FIELDS.items() if "re" in fields)
 QUESTIONS = frozenset(kind for kind, fields in _FIELDS.items() if "seq" in fields)
+ADMISSION = frozenset({"join", "join_reply", "not_member"})
+"""About who is a member; all that is said to, or taken from, a node that may be of another group."""
 PROMISES = frozenset({"next_node_idx", "request_vote", "response_vote"})
 """What may leave only when all that the member has written so far is on its disk (audit R10)."""
 

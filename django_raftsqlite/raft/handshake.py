@@ -12,6 +12,10 @@ A proof is HMAC-SHA256, keyed by the group's secret, over a label of its directi
 fresh nonce is in it, so a recorded handshake proves nothing later; the labels differ, so a proof sent back
 to its author proves nothing either; the dialer proves first, so who merely connects learns no proof. Without
 a secret the key is public and the TLS certificate is the proof; with neither, nobody is let in.
+
+A hello says which protocol versions its node speaks, oldest and newest; two nodes meet if they have one in common.
+The shape of hellos and proofs is that of all versions, so that whoever is refused is told why; what is new goes
+into the facts.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ from typing import Any
 import msgpack
 
 from .frames import MAX_HELLO
+from .members import ID_BYTES
 
 MAGIC = "django-raftsqlite"
-PROTOCOL = 2
 
 REFUSE = frozenset({"architecture", "functions", "sqlite"})
 """Facts whose difference could make two nodes compute different rows from the same log."""
@@ -37,6 +41,8 @@ REFUSE = frozenset({"architecture", "functions", "sqlite"})
 _NONCE = 32
 _TEXT = 512
 _PROOF = 32
+_REFUSAL = 300
+_NEWEST_CONCEIVABLE = 2**31
 
 
 class HandshakeError(Exception):
@@ -48,7 +54,7 @@ class HandshakeError(Exception):
 
     def __init__(self, text: str, *, tell: bool = False) -> None:
         super().__init__(text)
-        self.answer: dict[str, Any] | None = {"refused": text[:200]} if tell else None
+        self.answer: dict[str, Any] | None = {"refused": text[:_REFUSAL]} if tell else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,11 @@ def dials(source: str, target: str) -> bool:
 class Identity:
     """What one member brings into every handshake.
 
-    ``cluster`` is the group's id, ``others`` the members it talks to. ``facts`` are what it runs on (plain
+    ``cluster`` is the group's id, empty for a node that is yet to be told; ``others`` are the members it knows;
+    ``member`` is the id that its log was made with. ``fresh``: its log knows of nothing but its own beginning. Then
+    it may have begun under another id than the group's: one that is fresh and one that is not talk to each other
+    (about who is a member, ``same_group`` False), others of different groups do not. ``protocols`` are the
+    oldest and the newest version of the protocol that it speaks. ``facts`` are what it runs on (plain
     text); those named in REFUSE must be the same everywhere. ``tls`` True: each peer needs a certificate
     too. Raises ValueError when there is neither a secret nor TLS, or the facts do not fit into a hello.
     """
@@ -105,8 +115,11 @@ class Identity:
     others: frozenset[str]
     cluster: bytes
     secret: str | None = field(repr=False)
+    protocols: tuple[int, int] = (1, 1)
     tls: bool = False
     facts: Mapping[str, str] = field(default_factory=dict)
+    member: bytes = bytes(ID_BYTES)
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if not self.secret and not self.tls:
@@ -122,8 +135,11 @@ class Identity:
             source=self.address,
             target=to,
             nonce=secrets.token_bytes(_NONCE),
+            protocols=self.protocols,
             package=_package_version(),
             facts=dict(self.facts),
+            member=self.member,
+            fresh=self.fresh,
         )
 
 
@@ -135,47 +151,57 @@ class Hello:
     source: str
     target: str
     nonce: bytes
+    protocols: tuple[int, int]
     package: str
     facts: Mapping[str, str]
+    member: bytes
+    fresh: bool
 
     def wire(self) -> dict[str, Any]:
         """As sent."""
         return {
             "magic": MAGIC,
-            "protocol": PROTOCOL,
+            "protocols": list(self.protocols),
             "cluster": self.cluster,
             "from": self.source,
             "to": self.target,
             "nonce": self.nonce,
             "package": self.package,
             "facts": dict(self.facts),
+            "member": self.member,
+            "fresh": self.fresh,
         }
 
     def transcript(self) -> bytes:
         """The same bytes on both sides, whatever order the fields travelled in."""
-        fields = (self.cluster, self.source, self.target, self.nonce, self.package, sorted(self.facts.items()))
-        packed: bytes = msgpack.packb((MAGIC, PROTOCOL, *fields))
+        who = (self.cluster, self.source, self.target, self.nonce, self.member, self.fresh)
+        packed: bytes = msgpack.packb((MAGIC, *who, self.protocols, self.package, sorted(self.facts.items())))
         return packed
 
     @classmethod
-    def parse(cls, message: dict[str, Any]) -> Hello:
-        """Raises HandshakeError for what is not a hello of this protocol version."""
+    def parse(cls, message: dict[str, Any], identity: Identity) -> Hello:
+        """Raises HandshakeError for what is not a hello, or of a node that speaks no version ``identity`` speaks."""
         if message.get("magic") != MAGIC:
             raise HandshakeError("it does not speak this protocol")
-        if message.get("protocol") != PROTOCOL:
-            raise HandshakeError(f"it speaks protocol {_short(message.get('protocol'))}, not {PROTOCOL}", tell=True)
+        protocols = _protocols(message.get("protocols"))
+        _check_protocols(_short(message.get("from")), protocols, repr(identity.address), identity.protocols)
         cluster, nonce, facts = message.get("cluster"), message.get("nonce"), message.get("facts")
+        member, fresh = message.get("member"), message.get("fresh")
         texts = [message.get(key) for key in ("from", "to", "package")]
         if (
             not isinstance(cluster, bytes)
             or not isinstance(nonce, bytes)
             or len(nonce) != _NONCE
+            or not isinstance(member, bytes)
+            or len(member) != ID_BYTES
+            or not isinstance(fresh, bool)
             or not isinstance(facts, dict)
             or not all(isinstance(text, str) and len(text) <= _TEXT for text in [*texts, *facts, *facts.values()])
         ):
             raise HandshakeError("its hello is malformed")
         source, target, package = texts
-        return cls(cluster, source, target, nonce, package, facts)  # type: ignore[arg-type]  # checked above
+        who = (cluster, source, target, nonce)
+        return cls(*who, protocols, package, facts, member, fresh)  # type: ignore[arg-type]  # checked above
 
 
 class Handshake:
@@ -204,9 +230,25 @@ class Handshake:
         return self.peer is not None
 
     @property
+    def member(self) -> bytes:
+        """The id of the other side's log; of a peer, once it is proven."""
+        assert self._theirs is not None
+        return self._theirs.member
+
+    @property
+    def same_group(self) -> bool:
+        """Whether both are of one group, as far as both know; see :class:`Identity`."""
+        return self._theirs is not None and self._theirs.cluster == self._identity.cluster != b""
+
+    @property
     def claimed(self) -> str | None:
         """Who the other side says it is; for messages only."""
         return None if self._theirs is None else self._theirs.source
+
+    @property
+    def newest(self) -> int:
+        """The newest version of the protocol that the other side speaks; 0 before it has said so."""
+        return 0 if self._theirs is None else self._theirs.protocols[1]
 
     def start(self) -> dict[str, Any]:
         """The dialer's first message."""
@@ -217,9 +259,9 @@ class Handshake:
     def receive(self, message: dict[str, Any]) -> dict[str, Any] | None:
         """Take one message; return the answer to send, if any. Raises HandshakeError."""
         if isinstance(message.get("refused"), str):
-            raise HandshakeError(f"it refused this node: {_short(message['refused'])}")
+            raise HandshakeError(f"it refused this node: {message['refused'][:_REFUSAL]!r}")
         if self._theirs is None:
-            self._theirs = Hello.parse(message)
+            self._theirs = Hello.parse(message, self._identity)
             self._check(self._theirs)
             if self._dial is not None:
                 return {"proof": self._proof("dialer")}
@@ -235,13 +277,22 @@ class Handshake:
 
     def _check(self, hello: Hello) -> None:
         identity = self._identity
-        if hello.cluster != identity.cluster:
+        if hello.cluster != identity.cluster and hello.fresh == identity.fresh:
             raise HandshakeError("it belongs to another group (its peers setting differs)", tell=True)
-        if hello.source not in identity.others:
+        known = hello.source in identity.others
+        if not known and not identity.secret:
+            # Whoever has a certificate of this authority is not a member for that; who knows the secret may ask.
             raise HandshakeError(f"{_short(hello.source)} is not a member of this group", tell=True)
+        if not known:
+            try:
+                split_address(hello.source)
+            except ValueError:
+                raise HandshakeError(f"{_short(hello.source)} is not of the form host:port", tell=True) from None
+        if hello.source == identity.address:
+            raise HandshakeError(f"{_short(hello.source)} is this node's own address", tell=True)
         if self._dial is not None and hello.source != self._dial:
             raise HandshakeError(f"it is {hello.source}, not {self._dial}", tell=True)
-        if self._dial is None and not dials(hello.source, identity.address):
+        if self._dial is None and known and hello.cluster and not dials(hello.source, identity.address):
             raise HandshakeError(f"{hello.source} does not dial this node, this node dials it", tell=True)
         if hello.target != identity.address:
             raise HandshakeError(f"it looks for {_short(hello.target)}, this is {identity.address}", tell=True)
@@ -271,6 +322,27 @@ class Handshake:
         both = (self._mine, self._theirs) if self._dial is not None else (self._theirs, self._mine)
         text: bytes = msgpack.packb((label, *(hello.transcript() for hello in both)))
         return hmac.digest((self._identity.secret or "").encode(), text, "sha256")
+
+
+def _protocols(value: object) -> tuple[int, int]:
+    match value:
+        case [int(oldest), int(newest)] if 0 < oldest <= newest < _NEWEST_CONCEIVABLE:
+            return oldest, newest
+    raise HandshakeError("it does not say which versions of the protocol it speaks", tell=True)
+
+
+def _check_protocols(theirs: str, speaks: tuple[int, int], ours: str, spoken: tuple[int, int]) -> None:
+    if speaks[0] <= spoken[1] and spoken[0] <= speaks[1]:
+        return
+    (old, least), (new, most) = sorted([(theirs, speaks), (ours, spoken)], key=lambda each: each[1])
+    raise HandshakeError(
+        f"upgrade {old} first: it speaks protocol {_versions(least)}, and {new} speaks {_versions(most)}", tell=True
+    )
+
+
+def _versions(speaks: tuple[int, int]) -> str:
+    oldest, newest = speaks
+    return str(newest) if oldest == newest else f"{oldest} to {newest}"
 
 
 def _short(value: object) -> str:

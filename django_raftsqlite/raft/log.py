@@ -1,4 +1,4 @@
-"""The Raft log on a SQLite file of its own: entries, term, vote, and where the log starts."""
+"""The Raft log on a SQLite file of its own: entries, term, vote, members, and where the log starts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from typing import overload
 import apsw
 from pysyncobj.journal import Journal
 
+from .members import Members
+
 Entry = tuple[bytes, int, int]
 """(command, index, term), in pysyncobj's order; the command is a type byte and the payload."""
 
 MAX_ENTRY = 8 * 1024 * 1024
 """The largest payload of one entry, in bytes (audit R17: entries are never cut into pieces)."""
 
+CONFIGURATION = b"\x10"
+"""Type byte of an entry that says who the members are from it on; the others are pysyncobj's."""
+
 _APPLICATION_ID = 0x52665371
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK_ENTRIES = 64
 _BLOCK_BYTES = 1024 * 1024
 _CUT_ENTRIES = 512
@@ -35,6 +40,8 @@ _SCHEMA = """
 CREATE TABLE entry (idx INTEGER PRIMARY KEY, term INTEGER NOT NULL, crc INTEGER NOT NULL, command BLOB NOT NULL);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
+# Format 2; what a log of format 1 lacks.
+_MEMBERS = "CREATE TABLE members (idx INTEGER PRIMARY KEY, members BLOB NOT NULL)"
 
 
 class LogFault(Exception):
@@ -92,6 +99,10 @@ class RaftLog(Journal):  # type: ignore[misc]
     index is never replaced; ``durable_index <= last_index``; the newest entries, at most ``tail_bytes`` and
     ``tail_entries`` of them, are in memory, all others are read from the file and checked against their checksum.
 
+    ``members`` is the newest configuration in it, committed or not: one is in force from the moment it is written,
+    and no longer than its entry is there (Raft thesis section 4.1). The one that was in force at ``first_index`` is
+    kept beside the entries.
+
     After any method raised LogFault all others raise it too. Used by one thread. ``synced`` is told how many seconds
     each fsync took.
     """
@@ -115,6 +126,7 @@ class RaftLog(Journal):  # type: ignore[misc]
         self._tail_first = 0
         self._tail_size = 0
         self._block: list[Entry] = []
+        self._configurations: list[Members] = []
         _create(path, mode)
         try:
             self._connection: apsw.Connection | None = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
@@ -139,10 +151,14 @@ class RaftLog(Journal):  # type: ignore[misc]
         if (application, version) == (0, 0):
             for statement in _SCHEMA.strip().split(";\n"):
                 self._execute(statement)
+            self._execute(_MEMBERS)
             self._execute(f"PRAGMA application_id={_APPLICATION_ID}")
             self._execute(f"PRAGMA user_version={_FORMAT}")
             self._set("first_index", b"1")
             self._set("member_id", secrets.token_bytes(16))
+        elif (application, version) == (_APPLICATION_ID, 1):
+            self._execute(_MEMBERS)
+            self._execute(f"PRAGMA user_version={_FORMAT}")
         elif (application, version) != (_APPLICATION_ID, _FORMAT):
             raise self._fail(f"{self.path} is not a Raft log of this version (found format {version})")
         # What a killed process wrote and did not sync is here, and would count as durable: this commit's fsync is
@@ -166,6 +182,42 @@ class RaftLog(Journal):  # type: ignore[misc]
         self._commit = min(self.first_index, self.last_index)
         if last is not None:
             self._remember(self.entry(last))
+        self._read_members()
+
+    def _read_members(self) -> None:
+        rows = self._execute("SELECT idx, members FROM members ORDER BY idx")
+        try:
+            self._configurations = [Members.decode(index, data) for index, data in rows]
+        except ValueError as error:
+            raise self._fail(f"the Raft log {self.path} is damaged: {error}") from error
+
+    @property
+    def members(self) -> Members:
+        """The configuration that is in force: the newest one."""
+        return self._configurations[-1] if self._configurations else Members.none()
+
+    def members_at(self, index: int) -> Members:
+        """The configuration that was in force when the entry at ``index`` was the newest one."""
+        for members in reversed(self._configurations):
+            if members.index <= index:
+                return members
+        return Members.none()
+
+    def found(self, members: Members) -> None:
+        """The configuration that is in force at the beginning, which no entry tells. Durable after the next sync."""
+        self._begin()
+        self._put_members(members)
+
+    def forget_members(self) -> None:
+        """Know of no configuration until an entry tells one. Durable after the next sync."""
+        self._begin()
+        self._write("DELETE FROM members", ())
+        self._configurations = []
+
+    def _put_members(self, members: Members) -> None:
+        self._write("INSERT OR REPLACE INTO members VALUES (?, ?)", (members.index, members.encode()))
+        self._configurations = [known for known in self._configurations if known.index < members.index]
+        self._configurations.append(members)
 
     @property
     def member_id(self) -> bytes:
@@ -210,6 +262,11 @@ class RaftLog(Journal):  # type: ignore[misc]
         self._write("INSERT INTO entry VALUES (?, ?, ?, ?)", (idx, term, _checksum(command, idx, term), command))
         self.last_index = idx
         self._remember((command, idx, term))
+        if command[:1] == CONFIGURATION:
+            try:
+                self._put_members(Members.decode(idx, command[1:]))
+            except ValueError as error:
+                raise self._fail(f"a leader sent what cannot be: {error}") from error
 
     def sync(self) -> None:
         """Make all that was written durable: one COMMIT, one fsync. A failure is final.
@@ -304,12 +361,16 @@ class RaftLog(Journal):  # type: ignore[misc]
         self._begin()
         self._write("DELETE FROM entry WHERE idx < ?", (first,))
         self._begin_at(first)
+        base = self.members_at(first).index
+        self._write("DELETE FROM members WHERE idx < ?", (base,))
+        self._configurations = [known for known in self._configurations if known.index >= base]
         for gone in range(self._tail_first, min(first, self.last_index)):
             self._tail_size -= len(self._tail.pop(gone)[0])
             self._tail_first = gone + 1
 
-    def restart(self, index: int, term: int) -> None:
-        """Hold nothing but the place where a snapshot ends: all entries go, also those after it.
+    def restart(self, index: int, term: int, members: Members) -> None:
+        """Hold nothing but the place where a snapshot ends, and the ``members`` there: all entries go, also those
+        after it.
 
         Right only where the log lacks the entry ``index`` of ``term``: then what it holds after it is of another
         history (Raft paper figure 13). Durable after the next :meth:`sync`.
@@ -319,6 +380,10 @@ class RaftLog(Journal):  # type: ignore[misc]
         command = b"\x01"
         self._write("INSERT INTO entry VALUES (?, ?, ?, ?)", (index, term, _checksum(command, index, term), command))
         self._begin_at(index)
+        self._write("DELETE FROM members", ())
+        self._configurations = []
+        if members.index:
+            self._put_members(members)
         self._tail, self._tail_size, self._block = {}, 0, []
         self.last_index = index
         self.durable_index = index - 1
@@ -434,6 +499,9 @@ class RaftLog(Journal):  # type: ignore[misc]
 
     def _truncate(self, index: int) -> None:
         self._write("DELETE FROM entry WHERE idx >= ?", (index,))
+        if self._configurations and self._configurations[-1].index >= index:
+            self._write("DELETE FROM members WHERE idx >= ?", (index,))
+            self._configurations = [known for known in self._configurations if known.index < index]
         for gone in range(max(index, self._tail_first), self.last_index + 1):
             self._tail_size -= len(self._tail.pop(gone)[0])
         self.last_index = index - 1

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
+
 
 class PreVote:
     """One member's question to its peers: would you vote for me in ``term``?
 
     A member that was cut off therefore comes back with the term it left with and deposes nobody (audit R14).
+    ``quorum`` says whether the peers it is given, and this member, are a majority.
     """
 
-    def __init__(self, members: int) -> None:
-        self._quorum = members // 2 + 1
+    def __init__(self, quorum: Callable[[Set[str]], bool]) -> None:
+        self._quorum = quorum
         self._granted: set[str] = set()
         self.term: int | None = None
 
     @property
     def won(self) -> bool:
         """A quorum, this member included, would vote for it."""
-        return self.term is not None and len(self._granted) + 1 >= self._quorum
+        return self.term is not None and self._quorum(self._granted)
 
     def begin(self, term: int) -> None:
         """Ask anew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 Done = Callable[[int | None], None]
 """Told the index up to which the state must be applied before the read, or None: leadership was lost."""
@@ -18,11 +18,13 @@ class ReadIndex:
 
     Receipt times prove nothing, since an answer may have been under way for long (audit R16); questions are numbered.
 
+    ``quorum`` says whether the peers it is given, and this member, are a majority.
+
     Invariant: a round is in flight only while its reads wait. Callbacks may add reads.
     """
 
-    def __init__(self, members: int) -> None:
-        self._quorum = members // 2 + 1
+    def __init__(self, quorum: Callable[[Set[str]], bool]) -> None:
+        self._quorum = quorum
         self._waiting: list[Done] = []
         self._round: list[Done] = []
         self._index = 0
@@ -53,13 +55,13 @@ class ReadIndex:
         self._round, self._waiting = self._waiting, []
         self._first_seq, self._index = first_seq, commit_index
         self._echoed = set()
-        self._confirm()
+        self.confirm()
 
     def echo(self, peer: str, seq: int) -> None:
         """A peer answered question ``seq`` and knows no higher term."""
         if self._round and seq >= self._first_seq:
             self._echoed.add(peer)
-            self._confirm()
+            self.confirm()
 
     def unconfirmed(self, peer: str) -> bool:
         """The round in flight still lacks this peer's answer."""
@@ -71,8 +73,9 @@ class ReadIndex:
         for done in failed:
             done(None)
 
-    def _confirm(self) -> None:
-        if len(self._echoed) + 1 >= self._quorum:
+    def confirm(self) -> None:
+        """Look whether the round is confirmed; also when a majority has become another one."""
+        if self._round and self._quorum(self._echoed):
             confirmed, self._round = self._round, []
             for done in confirmed:
                 done(self._index)

@@ -15,15 +15,15 @@ REST = 10.0
 class Reluctance:
     """What a member remembers that is hosted by a short-lived process.
 
-    ``timeout`` is the least election timeout; times are seconds, monotonic. ``willing`` are the peers known to be not
-    reluctant; what is not known of a peer keeps it out. A member that is not ``reluctant`` never holds back and never
-    gives way.
+    ``timeout`` is the least election timeout, which may change; times are seconds, monotonic. ``willing`` are the
+    peers known to be not reluctant; what is not known of a peer keeps it out. A member that is not ``reluctant``
+    never holds back and never gives way.
     """
 
     def __init__(self, timeout: float, *, reluctant: bool) -> None:
         self.reluctant = reluctant
         self.willing: frozenset[str] = frozenset()
-        self._timeout = timeout
+        self.timeout = timeout
         self._stands_at: float | None = None
         self._attempt: float | None = None
 
@@ -44,7 +44,7 @@ class Reluctance:
 
     def giving_way(self, now: float) -> bool:
         """Whether the leader takes nothing new, so that an heir gets all it has."""
-        return self._attempt is not None and now < self._attempt + self._timeout
+        return self._attempt is not None and now < self._attempt + self.timeout
 
     def heir(self, now: float, last_index: int, matches: Iterable[tuple[str, int]]) -> str | None:
         """The peer that is to take over now; for an established leader.
@@ -59,7 +59,7 @@ class Reluctance:
         if not close:
             self._attempt = None
             return None
-        if self._attempt is None or now >= self._attempt + REST * self._timeout:
+        if self._attempt is None or now >= self._attempt + REST * self.timeout:
             self._attempt = now
         match, peer = close[-1]
         return peer if match == last_index and self.giving_way(now) else None

@@ -243,6 +243,22 @@ class Session(asyncio.Protocol):
             self._hub.opened(self)
 
     @property
+    def newest(self) -> int:
+        """The newest version of the protocol that the peer speaks."""
+        return 0 if self._handshake is None else self._handshake.newest
+
+    @property
+    def member(self) -> bytes:
+        """The id of the peer's log."""
+        assert self._handshake is not None
+        return self._handshake.member
+
+    @property
+    def same_group(self) -> bool:
+        """Whether the peer is of this node's group, as far as both knew when the session began."""
+        return self._handshake is not None and self._handshake.same_group
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Harmless differences between the two nodes, for the hub to tell once."""
         return () if self._handshake is None else self._handshake.warnings

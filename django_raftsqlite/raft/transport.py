@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .config import RaftConfig
@@ -23,6 +24,8 @@ MAX_STRANGERS = 32
 """Connections that have not proven themselves, at any time."""
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 1.0
+_UNASKED = 10.0
+"""Seconds without a session after which also the other side dials: it may not be known as a member there any more."""
 _GRACE = 0.3
 _BACKLOG = 100
 
@@ -30,10 +33,13 @@ _BACKLOG = 100
 class Transport:
     """At most one session per peer; of two members the one with the greater address dials.
 
-    Contract with its callbacks, all on the loop's thread: ``on_connected(peer)``, then ``on_message(peer, message)``
-    in the order sent, then ``on_disconnected(peer)``; never two sessions of a peer interleaved, and nothing of an
-    old session after the next one was announced (audit T1). ``on_settle()`` follows each batch of messages. No
-    callback is made from inside :meth:`send`. Messages are delivered at most once and are lost with the session.
+    Who is dialled may change: :meth:`follow`. A node that knows no member yet dials all that it was told of.
+
+    Contract with its callbacks, all on the loop's thread: ``on_connected(peer, member_id, same_group)``, then
+    ``on_message(peer, message)`` in the order sent, then ``on_disconnected(peer)``; never two sessions of a peer
+    interleaved, and nothing of an old session after the next one was announced (audit T1). ``on_settle()`` follows
+    each batch of messages. No callback is made from inside :meth:`send`. Messages are delivered at most once and are
+    lost with the session.
     """
 
     def __init__(
@@ -41,7 +47,7 @@ class Transport:
         config: RaftConfig,
         identity: Identity,
         *,
-        on_connected: Callable[[str], None],
+        on_connected: Callable[[str, bytes, bool], None],
         on_disconnected: Callable[[str], None],
         on_message: Callable[[str, dict[str, Any]], None],
         on_settle: Callable[[], None],
@@ -62,9 +68,10 @@ class Transport:
         self._all: dict[Session, None] = {}
         self._idle = asyncio.Event()
         self._servers: list[asyncio.Server] = []
-        self._dialers: list[asyncio.Task[None]] = []
+        self._dialers: dict[str, asyncio.Task[None]] = {}
         self._keeper: asyncio.TimerHandle | None = None
         self._closing = False
+        self._listening = False
         self._told: set[tuple[str, str]] = set()
         self._interval = max(0.1, config.election_timeout)
         self._silence = max(1.0, 6 * config.election_timeout)
@@ -74,24 +81,44 @@ class Transport:
         """The peers with a session."""
         return frozenset(self._open)
 
+    def speak(self, protocol: int) -> None:
+        """Let nobody in, or stay, who does not speak this version of the protocol."""
+        self.identity = replace(self.identity, protocols=(protocol, self.identity.protocols[1]))
+        for session in list(self._open.values()):
+            if session.newest < protocol:
+                session.close(f"it speaks protocol {session.newest} at most", level=logging.WARNING)
+
     async def start(self) -> None:
         """Listen and begin to dial. Raises OSError that names the address when the port cannot be had."""
         loop = asyncio.get_running_loop()
         for sock in await _listen(self._config.address):
             self._servers.append(await loop.create_server(lambda: Session(self), sock=sock))
-        self._dialers = [
-            loop.create_task(self._dial(peer), name=f"dial {peer}")
-            for peer in self._config.others
-            if dials(self._config.address, peer)
-        ]
+        self._listening = True
+        self.follow(self.identity)
         self._keeper = loop.call_later(self._interval, self._keep, loop.time() + self._interval)
+
+    def follow(self, identity: Identity) -> None:
+        """Be this from now on, and have sessions with its ``others``. Sessions that are there stay."""
+        self.identity = identity
+        if not self._listening or self._closing:
+            return
+        for gone in self._dialers.keys() - identity.others:
+            self._dialers.pop(gone).cancel()
+        for peer in sorted(identity.others - self._dialers.keys()):
+            task = asyncio.get_running_loop().create_task(self._dial(peer), name=f"dial {peer}")
+            self._dialers[peer] = task
+
+    def renew(self) -> None:
+        """Let all sessions begin anew."""
+        for session in list(self._open.values()):
+            session.close("this node is a member now")
 
     async def close(self) -> None:
         """Stop listening and dialling, let the sessions send what is written, close every socket."""
         self._closing = True
         for server in self._servers:
             server.close()
-        for task in self._dialers:
+        for task in self._dialers.values():
             task.cancel()
         if self._keeper is not None:
             self._keeper.cancel()
@@ -100,7 +127,7 @@ class Transport:
                 session.abort()
             else:
                 session.finish("this node stops")
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        await asyncio.gather(*self._dialers.values(), return_exceptions=True)
         if self._all:
             self._idle.clear()
             loop = asyncio.get_running_loop()
@@ -152,7 +179,7 @@ class Transport:
             if (peer, text) not in self._told:
                 self._told.add((peer, text))
                 logger.warning("%s: %s", peer, text)
-        self._on_connected(peer)
+        self._on_connected(peer, session.member, session.same_group)
 
     def ended(self, session: Session) -> None:
         """Announce the end of a peer's session."""
@@ -183,7 +210,14 @@ class Transport:
         host, port = split_address(peer)
         delay = _FIRST_DELAY
         last: str | None = None
+        missing = loop.time()
         while True:
+            if peer in self._open:
+                missing = loop.time()
+            mine = dials(self._config.address, peer) or not self.identity.cluster
+            if peer in self._open or not (mine or loop.time() - missing > _UNASKED):
+                await asyncio.sleep(_LONGEST_DELAY * random.uniform(0.5, 1.0))
+                continue
             session = Session(self, dial=peer)
             began = loop.time()
             level, failure = logging.INFO, session.failure

@@ -137,15 +137,22 @@ class ItemKind(enum.IntEnum):
     PARTED_TRANSACTION = 6
     EXPIRE_PARTS = 7
     VERIFY = 8
+    PROTOCOL = 9
+    LINEAGE = 10
     RESTORE = 20
     BEGIN_ARCHIVE = 21
+
+
+SINCE = {ItemKind.VERIFY: 2, ItemKind.LINEAGE: 2, ItemKind.RESTORE: 2, ItemKind.BEGIN_ARCHIVE: 2}
+"""Since which version of the protocol an item may be in the log; those that are not named, since the first."""
 
 
 class Item(NamedTuple):
     """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
     ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS; an encoded :class:`~.parts.Part` or
     :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; 16 bytes that name a verification, or an
-    archive; or an encoded :class:`~.restoring.Restore`."""
+    archive; an encoded :class:`~.restoring.Restore`; msgpack ``[version]``: from here on the group uses this version
+    of the protocol; or the 16 bytes of a new lineage."""
 
     kind: ItemKind
     payload: bytes

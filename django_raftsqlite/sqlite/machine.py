@@ -28,6 +28,7 @@ from .copying import (
     put_in_place,
 )
 from .entry import (
+    SINCE,
     Base,
     Entry,
     Item,
@@ -55,6 +56,7 @@ from .tables import (
     load_parted,
     load_state,
     save_archive,
+    save_protocol,
     save_state,
 )
 from .transactions import Decision, Runner, TransactionLost, fault, verbs
@@ -99,9 +101,17 @@ class StateMachine:
     """
 
     def __init__(
-        self, path: Path, registrars: Iterable[Registrar], *, mode: int = 0o600, durable: bool = True
+        self,
+        path: Path,
+        registrars: Iterable[Registrar],
+        *,
+        mode: int = 0o600,
+        durable: bool = True,
+        speaks: int | None = None,
     ) -> None:
         """Open ``path``, which is made with ``mode`` if missing; an existing SQLite database is taken over as it is.
+
+        ``speaks`` is the newest version of the protocol whose entries it applies; None: all that it can.
 
         Raises apsw.Error when the file cannot be used.
         """
@@ -109,6 +119,7 @@ class StateMachine:
         self._registrars = tuple(registrars)
         self._mode = mode
         self._durable = durable
+        self._speaks = max(SINCE.values()) if speaks is None else speaks
         self.verifications: list[bytes] = []
         self._open()
 
@@ -170,6 +181,11 @@ class StateMachine:
     def archive(self) -> Archive | None:
         """The archive of the group's log, if it was begun; any thread."""
         return self._archive
+
+    @property
+    def protocol(self) -> int:
+        """The version of the protocol that the group uses, as of ``applied_index``."""
+        return self._state.protocol
 
     @property
     def parted(self) -> int:
@@ -385,6 +401,8 @@ class StateMachine:
         runner = self._runner
         if entry.solo and len(entry.items) != 1:
             raise MalformedEntry("a solo entry holds one item")
+        for item in entry.items:
+            self._check_protocol(item)
         wanted = [_wanted(item) for item in entry.items]
         self._check_files()
         draft = self._draft(index, term, entry)
@@ -420,11 +438,7 @@ class StateMachine:
                     suspected = position in forced and forced[position] is None
                     outcome = self._decide(draft, asked, forced.get(position), position, suspected=suspected)
             answers.append((asked.request, outcome))
-        self._drop_parts(draft)
-        draft.ledger.save()
-        save_state(self._connection, draft.state)
-        if draft.archive is not None and draft.archive != self._archive:
-            save_archive(self._connection, draft.archive)
+        self._save(draft)
         runner.commit()
         self._note_files()
         self._state = draft.state
@@ -433,6 +447,15 @@ class StateMachine:
         self._parted = draft.parts.held
         self._archive = draft.archive
         return answers
+
+    def _save(self, draft: _Draft) -> None:
+        self._drop_parts(draft)
+        draft.ledger.save()
+        save_state(self._connection, draft.state)
+        if draft.archive is not None and draft.archive != self._archive:
+            save_archive(self._connection, draft.archive)
+        if draft.state.protocol != self._state.protocol:
+            save_protocol(self._connection, draft.state.protocol)
 
     def _restore(self, draft: _Draft, restore: Restore) -> Decision | None:
         """Take over the content of the file that was sent in parts, in one SQLite transaction; or why not, which is
@@ -468,6 +491,15 @@ class StateMachine:
         self._taken_over()
         self.verifications = []
         return None
+
+    def _check_protocol(self, item: Item) -> None:
+        """Stop before what a newer version of this program has put into the log."""
+        since = _unpack(item)[0] if item.kind is ItemKind.PROTOCOL else SINCE.get(item.kind, 1)
+        if since > self._speaks:
+            raise NodeFault(
+                f"the group uses protocol {since} from here on, and this node speaks {self._speaks} at most: upgrade "
+                "django-raftsqlite on it"
+            )
 
     def _draft(self, index: int, term: int, entry: Entry) -> _Draft:
         state = replace(self._state, applied_index=index, applied_term=term, time=max(self._state.time, entry.time))
@@ -628,14 +660,24 @@ def _apply_upkeep(draft: _Draft, item: Item) -> None:
         draft.verifications.append(item.payload)
     elif item.kind is ItemKind.BEGIN_ARCHIVE:
         draft.archive = draft.archive or Archive(item.payload, state.applied_index)
+    elif item.kind is ItemKind.LINEAGE:
+        state.lineage = item.payload
+    elif item.kind is ItemKind.PROTOCOL:
+        state.protocol = max(state.protocol, _unpack(item)[0])
+    elif item.kind is ItemKind.EXPIRE_PARTS:
+        draft.parts.expire(state.time - _unpack(item)[0])
     else:
-        try:
-            *versions, milliseconds = msgpack.unpackb(item.payload)
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise MalformedEntry(f"an {item.kind.name} item cannot be decoded: {error}") from error
-        if item.kind is ItemKind.EXPIRE_PARTS:
-            draft.parts.expire(state.time - milliseconds)
-        else:
-            for origin in ledger.expire(state.version - versions[0], state.time - milliseconds):
-                digest.update(origin)
+        versions, milliseconds = _unpack(item)
+        for origin in ledger.expire(state.version - versions, state.time - milliseconds):
+            digest.update(origin)
     state.digest = digest.digest()
+
+
+def _unpack(item: Item) -> list[int]:
+    try:
+        numbers: list[int] = msgpack.unpackb(item.payload)
+        if not numbers or not all(type(number) is int for number in numbers):
+            raise ValueError("there are no numbers in it")
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedEntry(f"an {item.kind.name} item cannot be decoded: {error}") from error
+    return numbers

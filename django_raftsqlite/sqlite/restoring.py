@@ -29,7 +29,7 @@ from .functions import Registrar, register
 from .parts import PART_BYTES, Parted
 from .tables import PREFIX, create, forget_own_statistics
 
-_KEPT = ("_raftsqlite_origin", "_raftsqlite_outcome", "_raftsqlite_meta")
+_KEPT = ("_raftsqlite_origin", "_raftsqlite_outcome", "_raftsqlite_meta", "_raftsqlite_protocol")
 """Those of our tables that stay what they were before the restore."""
 
 

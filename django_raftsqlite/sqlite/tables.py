@@ -52,6 +52,10 @@ CREATE TABLE IF NOT EXISTS _raftsqlite_meta(
     key TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _raftsqlite_protocol(
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    version INTEGER NOT NULL
+) STRICT;
 """
 
 
@@ -60,7 +64,8 @@ class State:
     """The one row of `_raftsqlite_state`.
 
     ``time`` is log time in ms since the epoch, which never goes back. ``digest`` (32 bytes) runs over every
-    request that was decided, in order.
+    request that was decided, in order. ``protocol`` is the version of the protocol that the group uses, which never
+    goes back either; it has a table of its own, since it hardly ever changes.
     """
 
     applied_index: int = 0
@@ -70,6 +75,7 @@ class State:
     last: bytes = NO_REQUEST
     digest: bytes = NO_DIGEST
     time: int = 0
+    protocol: int = 1
 
     @property
     def base(self) -> Base:
@@ -112,7 +118,8 @@ def create(connection: apsw.Connection) -> None:
 def load_state(connection: apsw.Connection) -> State:
     """The state as it is committed."""
     rows = connection.execute(
-        "SELECT applied_index, applied_term, lineage, version, last, digest, time FROM _raftsqlite_state"
+        "SELECT applied_index, applied_term, lineage, version, last, digest, time,"
+        " ifnull((SELECT version FROM _raftsqlite_protocol), 1) FROM _raftsqlite_state"
     ).fetchall()
     row: Any = rows[0]
     return State(*row)
@@ -133,6 +140,11 @@ def save_state(connection: apsw.Connection, state: State) -> None:
             state.time,
         ),
     )
+
+
+def save_protocol(connection: apsw.Connection, protocol: int) -> None:
+    """Write :attr:`State.protocol`, within the caller's transaction."""
+    connection.execute("INSERT OR REPLACE INTO _raftsqlite_protocol VALUES (1, ?)", (protocol,))
 
 
 def load_outcome(connection: apsw.Connection, request: RequestId) -> Outcome | None:

@@ -13,7 +13,7 @@ from pysyncobj.node import TCPNode
 
 from django_raftsqlite.raft.filter import ProtocolViolation, validated
 from django_raftsqlite.raft.log import MAX_ENTRY
-from tests.support.audit import Bare, Clock, Shell, acknowledge, append_entries, standing_clock
+from tests.support.audit import Bare, Clock, Shell, acknowledge, append_entries, member_id, standing_clock
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_t1_a_reply_to_a_question_of_an_earlier_session_is_dropped(clock: Clock,
     """Replies name their question, and a session knows its first."""
     shell.elect(clock)
     earlier = {**acknowledge(2), "re": shell.replica.seq}
-    shell.replica.connected("b")
+    shell.replica.connected("b", member_id("b"))
     shell.receive("b", earlier)
     assert shell.commit_index == 1
     shell.receive("b", acknowledge(2))
@@ -59,7 +59,7 @@ def test_t1_a_reply_to_a_question_of_an_earlier_session_is_dropped(clock: Clock,
 def test_t1_what_an_old_session_was_owed_is_not_sent_in_a_new_one(shell: Shell) -> None:
     """A reply that waited for the sync belongs to the session of its question."""
     shell.hand("b", append_entries(1, (1, 0), [(b"\x00x", 2, 1)]))
-    shell.replica.connected("b")
+    shell.replica.connected("b", member_id("b"))
     shell.replica.flush()
     assert not shell.sent_of("next_node_idx")
     assert shell.log.durable_index == 2
@@ -81,7 +81,7 @@ def test_t1_a_new_session_goes_on_from_what_is_on_the_peers_disk(clock: Clock, s
     for payload in (b"x", b"y"):
         shell.replica.propose(payload)
     del shell.sent[:]
-    shell.replica.connected("b")
+    shell.replica.connected("b", member_id("b"))
     assert [e for peer, m in shell.sent if peer == "b" for e in m["entries"]] == [(b"\x00x", 3, 1), (b"\x00y", 4, 1)]
 
 

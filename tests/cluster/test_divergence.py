@@ -367,6 +367,10 @@ def stopped_and_damaged(made: Group) -> int:
     flip(made.configs[victim].name, b"a row that will be damaged")
     node = made.restart(victim)
     made.settle()
+    eventually(
+        lambda: all(each["reachable"] for other in made.nodes for each in other.status()["members"]),
+        "they meet",
+    )
     assert node.status()["suspect"] is None
     assert read(node, "SELECT count(*) FROM t WHERE a = 'a row that will be damaged'") == [(0,)]
     return victim

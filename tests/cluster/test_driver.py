@@ -347,13 +347,15 @@ def test_views_tell_each_change_once(tmp_path: Path) -> None:
     with Group(tmp_path) as group:
         group.start()
         leader = group.leader()
-        wait_until(lambda: leader.view.connected == set(leader.config.others), "all are connected")
+        wait_until(lambda: all(known.id for known in leader.view.members), "all are connected, and known")
+        for member in group.members:
+            wait_until(lambda member=member: member.view.members == leader.view.members, "and they know of it")
         told = len(leader.views)
         for n in range(20):
             group.commit(b"%d" % n)
         assert len(leader.views) == told
         for member in group.members:
-            keys = [(v.role, v.term, v.leader, v.connected, v.established) for v in member.views]
+            keys = [(v.role, v.term, v.leader, v.connected, v.established, v.members) for v in member.views]
             assert all(one != other for one, other in itertools.pairwise(keys))
             assert member.views[-1].leader == leader.address
 
@@ -441,20 +443,29 @@ def test_files_have_the_configured_mode_whatever_the_umask(tmp_path: Path, mode:
             os.umask(old)
 
 
-def test_other_peers_than_the_logs_are_refused(tmp_path: Path) -> None:
-    """Membership is fixed: a changed peers setting would let two majorities that share no member commit."""
+def test_the_log_knows_the_members_and_not_the_settings(tmp_path: Path) -> None:
+    """A changed peers setting would let two majorities that share no member commit."""
     with Group(tmp_path) as group:
         group.start()
         group.commit(b"x")
+        group.everywhere(b"x")
         member = group.members[0]
         member.stop()
         fewer = other_settings(member, peers=member.config.peers[:2])
-        with pytest.raises(ValueError, match="cannot be changed in this release"):
-            fewer.start()
+        group.members[0] = fewer
+        fewer.start()
+        group.commit(b"y")
+        group.everywhere(b"y")
+        assert {known.address for known in fewer.view.members} == {each.address for each in group.members}
+        fewer.stop()
+        elsewhere = other_settings(member, address="127.0.0.1:1", peers=("127.0.0.1:1", *member.config.peers[1:]))
+        with pytest.raises(ValueError, match=f"is that of the member {member.address}"):
+            elsewhere.start()
         same = other_settings(member, peers=tuple(reversed(member.config.peers)))
         group.members[0] = same
         same.start()
         group.everywhere(b"x")
+        same.stop()
     assert cluster_id(("a:1", "b:2")) == cluster_id(("b:2", "a:1")) != cluster_id(("a:1", "b:3"))
 
 
@@ -544,7 +555,7 @@ def test_the_switch_interval_is_lowered_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(driver_module, "_switch_interval_lowered", False)
     try:
         sys.setswitchinterval(0.005)
-        with Group(tmp_path / "one", count=1) as group:
+        with Group(tmp_path / "one", count=1, secret=None) as group:
             group.start()
             assert sys.getswitchinterval() == pytest.approx(0.005)
         with Group(tmp_path / "three") as group:

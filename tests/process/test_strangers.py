@@ -49,7 +49,7 @@ def hello(cluster: Cluster, node: ClusterNode, **changes: object) -> dict[str, o
     source = max(peer for peer in cluster.peers if peer != node.address)
     return {
         "magic": "django-raftsqlite",
-        "protocol": 1,
+        "protocols": [1, 2],
         "cluster": b"x" * 16,
         "from": source,
         "to": node.address,

@@ -19,7 +19,8 @@ class Checks:
 
     ``leaders`` by term; ``entries`` are what is committed, by index: term and hash of the payload; ``states`` are the
     digest and version after an index; ``decided`` the index and status of each request that was decided; ``votes``
-    whom a member voted for in a term.
+    whom a member voted for in a term. ``spared`` is the leader that no fault comes near, and its term; ``healed`` how
+    often a member took another's content because its own was not to be relied on.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -33,6 +34,8 @@ class Checks:
         self.votes: dict[tuple[str, int], str] = {}
         self.elections = 0
         self.snapshots = 0
+        self.healed = 0
+        self.spared: tuple[Machine, int] | None = None
 
     def look(self, machine: Machine) -> None:
         """After each step of a machine's host."""
@@ -41,7 +44,10 @@ class Checks:
             return
         if host.failed is not None and not machine.excused:
             raise Violation(f"{machine.address} stopped itself: {host.failed}")
-        if host.suspect is not None:
+        if host.suspect is None and machine.touched == "replaced":
+            machine.touched = None
+            self.healed += 1
+        if host.suspect is not None and machine.touched is None:
             raise Violation(f"{machine.address} is suspect, and nobody touched its file: {host.suspect}")
         replica = machine.replica
         if replica is None:
@@ -50,6 +56,8 @@ class Checks:
         if place != machine.place:
             machine.place = place
             machine.world.note(f"{machine.address} is {'leader' if place[0] else 'follower'} in term {place[1]}")
+            if self.spared is not None and place != (machine is self.spared[0], self.spared[1]):
+                self._depose(machine, replica)
             if replica.is_leader:
                 self._lead(machine, replica)
         if replica.commit_index != machine.commit_seen:
@@ -77,6 +85,16 @@ class Checks:
             if machine.log.last_index < index:
                 raise Violation(f"{machine.address} leads in term {replica.term} without committed entry {index}")
             break
+
+    def _depose(self, machine: Machine, replica: Any) -> None:
+        """PreVote: who was away does not disturb a leader that a majority hears (Raft thesis, 9.6)."""
+        assert self.spared is not None
+        leader, term = self.spared
+        if replica.term > term or machine is leader:
+            raise Violation(
+                f"{leader.address} led in term {term} and was heard by a majority, and {machine.address} is "
+                f"{'leader' if replica.is_leader else 'follower'} in term {replica.term}"
+            )
 
     def entries_term(self, index: int) -> int:
         """The term of a committed entry."""
@@ -151,6 +169,8 @@ class Checks:
         if self.states.get(index, found) != found:
             raise Violation(f"the copy that {machine.address} took has not the state of index {index}")
         self.snapshots += 1
+        if machine.touched is not None:
+            machine.touched = "replaced"
         machine.world.note(f"{machine.address} takes a copy at {index}: {found[1]} {found[0].hex()[:8]}")
 
     def voted(self, address: str, term: int, candidate: str) -> None:

@@ -18,7 +18,7 @@ SHOWN = 200
 """Lines of a failing seed's trace that are printed without --trace: the last ones."""
 
 
-_COUNTED = ("done", "failed", "unknown", "reads", "entries", "elections", "snapshots", "events")
+_COUNTED = ("done", "failed", "unknown", "reads", "entries", "elections", "snapshots", "healed", "events")
 
 
 def _run(seed: int) -> tuple[Report, float]:
@@ -92,16 +92,7 @@ def _one(seed: int, *, trace: bool, shrinking: bool) -> int:
 
 def _many(seeds: range, jobs: int, *, shrinking: bool) -> int:
     began = time.perf_counter()
-    totals = {
-        "done": 0,
-        "failed": 0,
-        "unknown": 0,
-        "reads": 0,
-        "entries": 0,
-        "elections": 0,
-        "snapshots": 0,
-        "events": 0,
-    }
+    totals = dict.fromkeys(_COUNTED, 0)
     seconds, count = 0.0, 0
     failures: list[Report] = []
     try:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import apsw
+
+from .disk import VFS_NAME
 from .scenario import Fault
+from .world import Process
 
 if TYPE_CHECKING:
     from .machine import Machine
     from .simulation import Simulation
+
+
+DEADLY = {"kill", "power", "kill_in_call", "disk_error", "disk_full", "blink_all"}
+TRIES = 50
 
 
 class Faults:
@@ -24,7 +32,7 @@ class Faults:
         if self._over:
             return
         machine = self._machine(fault.who)
-        if machine is None:
+        if machine is None or (fault.kind in DEADLY and self._unnoticed(machine, fault.kind)):
             return
         self._world.note(f"-- {fault}")
         getattr(self, f"_{fault.kind}")(fault, machine)
@@ -45,8 +53,20 @@ class Faults:
                     machine.kill()
             machine.excused = False
 
+    def _unnoticed(self, machine: Machine, kind: str) -> bool:
+        """Whether a member would be killed that has not seen yet what another program did to its file.
+
+        Such a write may stay unnoticed (docs/limitations.md), so it is not for chance.
+        """
+        members = self._simulation.machines if kind == "blink_all" else [machine]
+        return any(each.touched and (each.host is None or each.host.suspect is None) for each in members)
+
     def _machine(self, who: int) -> Machine | None:
         machines = self._simulation.machines
+        if self._simulation.checks.spared is not None:
+            leader = self._simulation.checks.spared[0].number
+            minority = [(leader + step) % len(machines) for step in range(1, (len(machines) - 1) // 2 + 1)]
+            return machines[minority[who % len(minority)]]
         if who >= 0:
             return machines[who % len(machines)]
         leading = [m for m in machines if m.replica is not None and m.replica.is_leader]
@@ -151,6 +171,36 @@ class Faults:
             machine.kill()
         if machine.process is None:
             machine.boot()
+
+    def _foreign(self, fault: Fault, machine: Machine) -> None:
+        """Another program writes to the file of a running node, while all others are sound."""
+        machines = self._simulation.machines
+        ready = machine.host is not None and machine.host.suspect is None and not machine.disk.full
+        calls_left = machine.process is not None and machine.process.calls_left is not None
+        if not ready or machine.disk.broken or machine.excused or calls_left or any(m.touched for m in machines):
+            return
+        machine.touched = "touched"
+        program = Process(self._world, f"another program on {machine.address}")
+
+        def write() -> None:
+            connection = apsw.Connection(str(machine.disk.folder / "db.sqlite3"), vfs=VFS_NAME)
+            program.connections.append(connection)
+            done = False
+            for _ in range(TRIES):
+                try:
+                    connection.execute("UPDATE spare SET text = text || '!'")
+                    done = True
+                except apsw.BusyError:
+                    self._world.sleep(0.003)
+                    continue
+                except apsw.SQLError:  # the node begins at an old state, without the table
+                    pass
+                break
+            if not done:
+                machine.touched = None
+            connection.close()
+
+        self._world.spawn(program, write, "another program")
 
     # The network
 

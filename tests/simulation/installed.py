@@ -18,7 +18,7 @@ from unittest import mock
 import apsw
 import pysyncobj.syncobj as library
 
-from django_raftsqlite.node import calls, host, process, snapshot_source, snapshot_target
+from django_raftsqlite.node import calls, fingerprint, host, process, snapshot_source, snapshot_target
 from django_raftsqlite.raft import consensus, driver
 from django_raftsqlite.raft import log as raft_log
 from django_raftsqlite.sqlite import clock, connections, copying, wal
@@ -78,9 +78,9 @@ class Log(raft_log.RaftLog):
         self.simulation.checks.dropped(self._machine, self.terms, index)
         super()._truncate(index)
 
-    def restart(self, index: int, term: int) -> None:
+    def restart(self, index: int, term: int, members: Any) -> None:
         self.simulation.checks.dropped(self._machine, self.terms, index + 1)
-        super().restart(index, term)
+        super().restart(index, term, members)
         self.terms = {index: term}
         self.proven_index = index - 1
 
@@ -150,7 +150,8 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
                     keywords = {name: _clock(threads, each) for name, each in function.__kwdefaults__.items()}
                     put(function, "__kwdefaults__", keywords)
         for each in (host, calls):
-            put(each, "os", Substitute(each.os, getpid=lambda: 4711))
+            put(each, "os", Substitute(each.os, getpid=lambda: 4711, urandom=chance.randbytes))
+        put(fingerprint, "_boot", lambda: str(simulation.machine_of_process(world.process).power_failures))
         system = disk.Calls(world, vfs.disks)
         for each in (snapshot_source, snapshot_target, copying, wal):
             put(each, "os", system)
@@ -159,7 +160,7 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
         # Sets of members are gone through in the order of their hashes, which must not be addresses in memory.
         put(consensus._Member, "__hash__", lambda member: zlib.crc32(member.id.encode()))
         put(driver, "LoopThread", partial(LoopThread, world))
-        put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, **calls))
+        put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, identity, **calls))
         put(driver, "RaftLog", BoundLog)
         put(driver, "_lower_switch_interval", lambda: None)
         put(clock, "VFS_NAME", disk.VFS_NAME)

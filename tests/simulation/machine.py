@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+OLD, NEW = (1, 1), (1, 2)
+"""The versions of the protocol that the old and the new version of the program speak."""
+
 
 class _FolderLock:
     def release(self) -> None:
@@ -56,6 +59,10 @@ class Applying(StateMachine):
         super().install(copy, go_on)
         self.machine.simulation.checks.installed(self.machine, self)
 
+    def replace(self, copy: Any, go_on: Any) -> None:
+        super().replace(copy, go_on)
+        self.machine.simulation.checks.installed(self.machine, self)
+
 
 class Machine:
     """``process`` hosts the node while there is one; ``host`` is set while it does."""
@@ -71,11 +78,14 @@ class Machine:
         self.log: Log | None = None
         self.guests: list[Process] = []
         self.boots = 0
+        self.power_failures = 0
         self.reluctant = False
+        self.old = simulation.scenario.upgrade
         self.wall = 0.0
         self.slow_apply = 0.0
         self.slow_sync = 0.0
         self.excused = False
+        self.touched: str | None = None  # by another program: "touched", then "replaced" by a sound member's content
         self.commit_seen = 0
         self.applied_seen = 0
         self.place: Any = None
@@ -95,6 +105,7 @@ class Machine:
             lease_timeout=scenario.lease_timeout,
             log_entries=scenario.log_entries,
             reluctant=self.reluctant,
+            protocols=OLD if self.old else NEW,
         )
 
     @property
@@ -120,6 +131,8 @@ class Machine:
         """Begin to host."""
         assert self.process is None
         self.boots += 1
+        if self.old and self.boots > 1 and self.world.random.random() < 0.5:
+            self.upgrade()
         # Each time another process hosts it.
         self.reluctant = self.simulation.scenario.reluctant and self.world.random.random() < 0.5
         self.process = process = Process(self.world, f"{self.address}.{self.boots}")
@@ -148,6 +161,11 @@ class Machine:
         self.world.note(f"{self.address} hosts")
         self.simulation.hosting(self, process, host)
 
+    def upgrade(self) -> None:
+        """From the next start on it runs the new version of the program."""
+        self.old = False
+        self.world.note(f"{self.address} is upgraded")
+
     def opened(self, log: Log) -> None:
         """What it promised before it died must be there."""
         if self._before is not None:
@@ -168,6 +186,7 @@ class Machine:
         if self.process is not None and process in (None, self.process):
             self._end_process(self.process)
         if power:
+            self.power_failures += 1
             self.disk.lose_power(self.world.random)
 
     def _end_process(self, process: Process) -> None:

@@ -15,6 +15,8 @@ from django_raftsqlite.raft.session import PeerFault
 from .world import Process, Violation, World
 
 Pair = tuple[str, str]
+UNASKED = 2.0
+"""See the transport's own; shorter, since a run is short."""
 
 
 class Network:
@@ -72,13 +74,23 @@ class Network:
         """One attempt of a member to reach another, and the next one later."""
         if transport.closed or not transport.process.alive:
             return
+        if peer not in transport.identity.others:
+            transport.dialling.discard(peer)
+            return
         self.world.after(self.random.uniform(0.02, 0.1), lambda: self.dial(transport, peer))
+        if not transport.dials(peer):
+            return
         pair = frozenset((transport.address, peer))
         other = self.listening.get(peer)
         blocked = (transport.address, peer) in self.blocked or (peer, transport.address) in self.blocked
         if peer in transport.sessions or other is None or pair in self.down or blocked:
             return
         if transport.process.stalled_until > self.world.now or other.process.stalled_until > self.world.now:
+            return
+        mine, theirs = transport.identity, other.identity
+        if mine.cluster != theirs.cluster and mine.fresh == theirs.fresh:
+            return
+        if transport.address in theirs.others and mine.cluster and not dials(transport.address, peer):
             return
         session = Session(self, transport, other)
         self.sessions[pair] = session
@@ -90,6 +102,7 @@ class _End:
 
     def __init__(self, transport: Transport, peer: str) -> None:
         self.transport = transport
+        self.identity = transport.identity  # as it was when the session began
         self.peer = peer
         self.open = False
         self.over = False
@@ -131,9 +144,9 @@ class Session:
             old.close(transport.address)
         end.open = True
         transport.sessions[end.peer] = self
-        transport.on_connected(end.peer)
-        self._read_soon(end)
         (other,) = (other for other in self._ends.values() if other is not end)
+        transport.on_connected(end.peer, other.identity.member, end.identity.cluster == other.identity.cluster != b"")
+        self._read_soon(end)
         if other.over or not other.transport.process.alive:
             self._world.after(self._network.latency(), lambda: self._call(end, self._end))
 
@@ -252,8 +265,9 @@ class Transport:
         self,
         network: Network,
         config: Any,
+        identity: Any,
         *,
-        on_connected: Callable[[str], None],
+        on_connected: Callable[[str, bytes, bool], None],
         on_disconnected: Callable[[str], None],
         on_message: Callable[[str, dict[str, Any]], None],
         on_settle: Callable[[], None],
@@ -272,14 +286,37 @@ class Transport:
         self.on_message = on_message
         self.on_settle = on_settle
         self.loop: Any = process.loop
-        self._others: tuple[str, ...] = config.others
+        self.identity = identity
+        self.dialling: set[str] = set()
+        self.missing: dict[str, float] = {}
         self._encoder = FrameEncoder()
+
+    def speak(self, protocol: int) -> None:
+        pass
 
     async def start(self) -> None:
         self.network.listening[self.address] = self
-        for peer in self._others:
-            if dials(self.address, peer):
-                self.network.dial(self, peer)
+        self.follow(self.identity)
+
+    def follow(self, identity: Any) -> None:
+        self.identity = identity
+        if self.network.listening.get(self.address) is not self:
+            return
+        for peer in sorted(identity.others - self.dialling):
+            self.dialling.add(peer)
+            self.network.dial(self, peer)
+
+    def renew(self) -> None:
+        for session in list(self.sessions.values()):
+            session.close(self.address)
+
+    def dials(self, peer: str) -> bool:
+        """Whether it is this one that dials; the other one does after a long silence."""
+        now = self.network.world.now
+        if peer in self.sessions:
+            self.missing[peer] = now
+        missing = now - self.missing.setdefault(peer, now)
+        return dials(self.address, peer) or not self.identity.cluster or missing > UNASKED
 
     async def close(self) -> None:
         self.closed = True

@@ -132,6 +132,7 @@ PROTECTIONS = (
         "no votes while the leader is heard of",
         "a healthy leader is deposed",
         switches.no_stickiness,
+        seeds=10,
         directed=(f"{E}::test_r14_votes_are_not_given_while_the_leader_is_heard_of",),
     ),
     Protection(
@@ -140,6 +141,7 @@ PROTECTIONS = (
         "who cannot win does not begin an election",
         "a member that comes back deposes the leader",
         switches.no_prevote,
+        seeds=10,
         directed=(f"{E}::test_r14_a_member_that_was_isolated_comes_back_with_its_term",),
     ),
     Protection(
@@ -304,5 +306,29 @@ PROTECTIONS = (
         "what was lost with it counts as held",
         switches.sessions_mixed,
         directed=(f"{T}::test_t1_a_reply_to_a_question_of_an_earlier_session_is_dropped",),
+    ),
+    Protection(
+        "foreign writes",
+        "(design)",
+        "what another program wrote is found before the next entry, or within a second",
+        "a member differs, and nobody knows",
+        switches.foreign_writes_unnoticed,
+        seeds=5,
+    ),
+    Protection(
+        "suspect files",
+        "(design)",
+        "nobody reads a suspect file, nor one that was replaced",
+        "stale `leader` reads",
+        switches.read_while_suspect,
+        seeds=5,
+    ),
+    Protection(
+        "content",
+        "(design)",
+        "`raft verify` compares what the members hold, row by row",
+        "a damaged page stays",
+        switches.contents_uncompared,
+        seeds=10,
     ),
 )

@@ -28,7 +28,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run. Everything that is not here is drawn from the seed while it runs."""
+    """One run. Everything that is not here is drawn from the seed while it runs.
+
+    ``spared``: faults hit a minority without the leader alone, which must lead to the end. ``damaged``: in the end a
+    byte of a member's table is another one on its disk, which must be found and healed.
+    """
 
     seed: int
     nodes: int
@@ -51,6 +55,9 @@ class Scenario:
     payload: int = 20
     sync: float = 0.0
     reluctant: bool = False
+    upgrade: bool = False
+    spared: bool = False
+    damaged: bool = False
 
     def without(self, faults: set[int]) -> Scenario:
         """The same with fewer faults."""
@@ -81,6 +88,26 @@ KINDS = {
 }
 """How often each kind of fault is drawn."""
 
+OF_ONE = {
+    "kill",
+    "power",
+    "kill_in_call",
+    "cut",
+    "isolate",
+    "block",
+    "block_isolate",
+    "reset",
+    "stall",
+    "slow_sync",
+    "slow_apply",
+    "disk_error",
+    "disk_full",
+    "clock_jump",
+    "kill_guest",
+    "foreign",
+}
+"""The kinds that concern one member and its links, and nobody else."""
+
 
 def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
     """The scenario of a seed."""
@@ -102,6 +129,16 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         faults.append(
             Fault(round(at, 4), kind, who, other, round(chance.random(), 4), round(chance.expovariate(1 / 0.8), 4))
         )
+    # Drawn apart, so that the rest of a seed stays as it is.
+    apart = random.Random(f"divergence {seed}")
+    spared = nodes > 2 and apart.random() < 0.15
+    if nodes > 2 and apart.random() < 0.4:
+        for _ in range(apart.choice([1, 2])):
+            when = round(apart.uniform(0.0, seconds), 4)
+            faults.append(Fault(when, "foreign", apart.choice([-1, apart.randrange(nodes)])))
+        faults.sort(key=lambda fault: fault.at)
+    if spared:
+        faults = [fault for fault in faults if fault.kind in OF_ONE]
     return Scenario(
         seed=seed,
         nodes=nodes,
@@ -122,6 +159,8 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         links_break=chance.random() < 0.5,
         apply_per_tick=chance.choice([3, 2048]),
         payload=chance.choice([20, 200, 2000]),
-        reluctant=chance.random() < 0.3,
+        reluctant=chance.random() < 0.3 and not spared,
         sync=chance.choice([0.0, 0.0, 0.001, 0.01]),
+        spared=spared,
+        damaged=nodes > 2 and apart.random() < 0.5,
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import apsw
 
 from django_raftsqlite.dbapi.connection import Connection
 from django_raftsqlite.node import compaction, snapshot_source, startup
@@ -20,11 +23,12 @@ from django_raftsqlite.raft import consensus
 from django_raftsqlite.sqlite import connections, parts
 
 from .checks import Checks
-from .clients import DONE, FAILED, UNKNOWN, Client, History, leave_to_the_dead, set_up
+from .clients import SPARE, Client, leave_to_the_dead, set_up
 from .faults import Faults
 from .guests import Share
+from .history import DONE, FAILED, UNKNOWN, History
 from .installed import installed
-from .machine import Machine, state_machines
+from .machine import OLD, Machine, state_machines
 from .network import Network
 from .scenario import Scenario
 from .world import Process, Violation, World
@@ -48,6 +52,7 @@ class Report:
     entries: int = 0
     elections: int = 0
     snapshots: int = 0
+    healed: int = 0
     events: int = 0
 
 
@@ -129,6 +134,10 @@ class Simulation:
         self._wait(lambda: self._leader() is not None, ELECTED, "a leader is elected")
         self._set_up()
         self.ready = True
+        if self.scenario.spared:
+            leader = self._leader()
+            assert leader is not None
+            self.checks.spared = leader, leader.replica.term
         for machine in self.machines:
             if machine.process is not None:
                 self.begin_clients(machine, machine.process)
@@ -194,19 +203,97 @@ class Simulation:
         self.winding_down = True
         self._wait(lambda: not self._busy, HEALED, "every client has its answer")
         self._wait(self._settled, HEALED, "all nodes have applied the same")
+        if self.scenario.upgrade:
+            self._upgrade()
+        if self.scenario.damaged:
+            self._damage()
+        if self.scenario.damaged or self.checks.healed or self.scenario.upgrade:
+            self._verify()
         found: list[Any] = []
         for machine in self.machines:
 
             def read(connection: Connection) -> None:
                 cursor = connection.cursor()
                 rows = cursor.execute("SELECT op, k, n FROM done ORDER BY rowid").fetchall()
-                found.append((rows, dict(cursor.execute("SELECT k, n FROM counter").fetchall())))
+                spare = cursor.execute("SELECT text FROM spare").fetchall()
+                found.append((rows, dict(cursor.execute("SELECT k, n FROM counter").fetchall()), spare))
 
             self._task(machine, read, "the tables are read", 5.0)
         for each in found[1:]:
             if each != found[0]:
                 raise Violation("the tables differ between nodes")
-        self.history.check(*found[0])
+        rows, counters, spare = found[0]
+        if spare != [(SPARE,)]:
+            raise Violation(f"what another program wrote spread to all nodes: {spare}")
+        self.history.check(rows, counters)
+
+    def _upgrade(self) -> None:
+        """The last machines are upgraded, one by one; then, and not before, the group uses the new protocol."""
+        self.checks.spared = None  # leaders are stopped, too
+        for machine in self.machines:
+            if machine.old:
+                found = {each.host._protocol.used for each in self.machines if each.host is not None}
+                if found != {1}:
+                    raise Violation(f"the group uses protocol {found} while {machine.address} speaks {OLD}")
+                machine.kill()
+                machine.upgrade()
+                machine.boot()
+                self._wait(self._settled, HEALED, f"{machine.address} is back with the new version")
+
+        def used() -> bool:
+            return all(machine.host is not None and machine.host._protocol.used == 2 for machine in self.machines)
+
+        self._wait(used, HEALED, "the group uses the new protocol")
+        self._wait(self._settled, HEALED, "all nodes have applied the same with the new protocol")
+
+    def _damage(self) -> None:
+        """A byte of a follower's table changes on its disk, and nothing else tells of it: not even a time."""
+        for machine in self.machines:
+            path = machine.disk.folder / "db.sqlite3"
+            at = path.read_bytes().find(SPARE.encode())
+            if at < 0 or machine is self._leader():
+                continue
+            _overwrite(path, at, b"W")
+            with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+                if connection.execute("SELECT text FROM spare").get != SPARE:
+                    machine.touched = "touched"
+                    self.world.note(f"-- a byte of {machine.address}'s table changes")
+                    return
+            _overwrite(path, at, SPARE[:1].encode())  # the page is in the WAL, too
+
+    def _verify(self) -> None:
+        """All members have the same content, row by row, or are found not to have, and healed."""
+        damaged = [machine for machine in self.machines if machine.touched]
+        healed = self.checks.healed
+        self._verified()
+        self._wait(lambda: self.checks.healed == healed + len(damaged), HEALED, "what is damaged is found and healed")
+        self._wait(self._settled, HEALED, "all nodes have applied the same again")
+        if damaged:
+            self._verified()
+        latest = {machine.address: machine.host._verification.latest for machine in self.machines if machine.host}
+        if len({told["digest"] for told in latest.values() if told is not None}) != 1 or None in latest.values():
+            raise Violation(f"the content differs after it was healed: {latest}")
+
+    def _verified(self) -> None:
+        """What `raft verify` does: an entry in the log, at which every member hashes its content."""
+        leader = self._leader()
+        assert leader is not None and leader.process is not None and leader.host is not None
+        host, told = leader.host, []
+        self.world.spawn(leader.process, lambda: told.append(bytes.fromhex(host.verify(timeout=ELECTED))), "verify")
+
+        def over() -> bool:
+            if not told:
+                return False
+            for machine in self.machines:
+                if machine.host is None:
+                    return False
+                latest = machine.host._verification.latest
+                done = latest is not None and latest["id"] == told[0] and (latest["digest"] or latest["problem"])
+                if not done and machine.touched is None:
+                    return False
+            return True
+
+        self._wait(over, HEALED, "all members have verified their content")
 
     def _settled(self) -> bool:
         leader = self._leader()
@@ -275,8 +362,17 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         entries=simulation.checks.last_committed,
         elections=simulation.checks.elections,
         snapshots=simulation.checks.snapshots,
+        healed=simulation.checks.healed,
         events=world.events,
     )
+
+
+def _overwrite(path: Path, at: int, content: bytes) -> None:
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:

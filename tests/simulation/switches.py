@@ -8,6 +8,8 @@ from unittest import mock
 
 from django_raftsqlite.node.applier import Applier
 from django_raftsqlite.node.snapshot_target import SnapshotTarget
+from django_raftsqlite.node.suspicion import Mark
+from django_raftsqlite.node.verification import Verification
 from django_raftsqlite.raft import consensus, replica
 from django_raftsqlite.raft import filter as filters
 from django_raftsqlite.raft.consensus import Consensus
@@ -226,8 +228,10 @@ def cut_unsynced() -> list[Patch]:
 def old_copies_taken() -> list[Patch]:
     original = Consensus.begin_install
 
-    def begin(self: Any, index: int, term: int, **keywords: Any) -> bool:
-        return True if index <= self.applied and not self.is_leader else original(self, index, term, **keywords)
+    def begin(self: Any, index: int, term: int, members: Any, **keywords: Any) -> bool:
+        if index <= self.applied and not self.is_leader:
+            return True
+        return original(self, index, term, members, **keywords)
 
     return [(Consensus, "begin_install", begin)]
 
@@ -306,3 +310,19 @@ def found_unsynced() -> list[Patch]:
             original(self, key, value)
 
     return [(RaftLog, "_set", put)]
+
+
+def foreign_writes_unnoticed() -> list[Patch]:
+    return [
+        (StateMachine, "_check_data_version", lambda _self: None),
+        (StateMachine, "_check_files", lambda _self: None),
+        (StateMachine, "looks_changed", lambda _self: False),
+    ]
+
+
+def read_while_suspect() -> list[Patch]:
+    return [(Mark, "permit", lambda _self: 0)]
+
+
+def contents_uncompared() -> list[Patch]:
+    return [(Verification, "tick", lambda _self, _view, _heard: None)]

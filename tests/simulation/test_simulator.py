@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,33 @@ def test_what_a_killed_process_left_in_the_log_is_synced_before_it_counts(
         assert not unsynced, f"killed in system call {calls}"
     assert 0 < kept < 30
     assert world.failure is None
+
+
+def test_the_seeds_hold_faults_of_all_kinds() -> None:
+    made = [scenarios.make(seed) for seed in range(200)]
+    kinds = {fault.kind for scenario in made for fault in scenario.faults}
+    assert kinds == {*scenarios.KINDS, "foreign"}
+    assert {scenario.nodes for scenario in made} == {1, 2, 3, 4, 5, 6, 7}
+    for drawn in ("spared", "damaged", "reluctant", "links_break", "small_parts"):
+        assert {getattr(scenario, drawn) for scenario in made} == {True, False}
+    assert not any(
+        fault.kind not in scenarios.OF_ONE for scenario in made if scenario.spared for fault in scenario.faults
+    )
+
+
+@pytest.mark.parametrize("who", [-1, 1])
+def test_what_another_program_wrote_is_found_and_healed_in_the_simulation(who: int) -> None:
+    """Whether it is the leader's file or a follower's; readers in all processes of the node go on to the new file."""
+    scenario = replace(
+        scenarios.make(who + 100), nodes=3, seconds=4.0, faults=(Fault(1.0, "foreign", who),), guests=1, damaged=False
+    )
+    report = run(scenario, keep_trace=True)
+    assert report.violation is None, "\n".join(report.trace[-50:])
+    assert report.healed == 1
+
+
+def test_a_damaged_byte_is_found_by_a_verification_and_healed_in_the_simulation() -> None:
+    scenario = replace(scenarios.make(1), nodes=3, seconds=2.0, faults=(), damaged=True, checkpoint_pages=8)
+    report = run(scenario, keep_trace=True)
+    assert report.violation is None, "\n".join(report.trace[-50:])
+    assert report.healed == 1

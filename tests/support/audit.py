@@ -199,6 +199,11 @@ class Bare(SyncObj):
         return int(self._SyncObj__raftNextIndex[Node(peer)])
 
 
+def member_id(peer: str) -> bytes:
+    """The id of the log of a scripted peer."""
+    return peer.encode() * 16
+
+
 class Shell:
     """Our member, driven by hand."""
 
@@ -229,7 +234,7 @@ class Shell:
         self._seq = 0
         if connected:
             for peer in peers:
-                self.replica.connected(peer)
+                self.replica.connected(peer, member_id(peer))
 
     def __enter__(self) -> Shell:
         return self

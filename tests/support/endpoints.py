@@ -63,7 +63,7 @@ class Endpoint:
         self.transport = Transport(
             config,
             identity_of(config),
-            on_connected=lambda peer: self.events.append(("up", peer)),
+            on_connected=lambda peer, _member, _same: self.events.append(("up", peer)),
             on_disconnected=lambda peer: self.events.append(("down", peer)),
             on_message=self._message,
             on_settle=lambda: None,

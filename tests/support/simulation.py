@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pysyncobj.syncobj
 
 from django_raftsqlite.raft.config import RaftConfig
 from django_raftsqlite.raft.log import LogFault, RaftLog
+from django_raftsqlite.raft.members import ChangeRefused, Members
 from django_raftsqlite.raft.replica import Replica
 
 
@@ -46,7 +48,8 @@ class Member:
     def __init__(self, simulation: Simulation, address: str, log: Path, **config: Any) -> None:
         self.simulation = simulation
         self.address = address
-        self.config = RaftConfig(address, tuple(simulation.addresses), log, durable=False, **config)
+        config.setdefault("peers", tuple(simulation.addresses))
+        self.config = RaftConfig(address=address, log=log, durable=False, **config)
         self.log = self.open_log()
         self.replica: Replica | None = None
         self.state: list[tuple[int, bytes]] = []
@@ -106,6 +109,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.now = 1000.0
         self.delay = (0.001, 0.003)
+        self.delays: dict[frozenset[str], tuple[float, float]] = {}
         self.reconnect = (0.01, 0.05)
         self.leaders: dict[int, str] = {}
         self.committed: dict[int, tuple[int, bytes]] = {}
@@ -117,14 +121,12 @@ class Simulation:
         self._sessions: dict[frozenset[str], int] = {}
         self._session_count = 0
         self._last_arrival: dict[tuple[int, str], float] = {}
-        self._link_random = {
-            (a, b): random.Random(f"{seed} {a} {b}") for a in self.addresses for b in self.addresses if a != b
-        }
+        self._link_random: dict[tuple[str, str], random.Random] = {}
         self._cut: set[frozenset[str]] = set()
-        self.members = {
-            address: Member(self, address, folder / f"log-{number}", **config)
-            for number, address in enumerate(self.addresses)
-        }
+        self._folder = folder
+        self._config = config
+        self._logs = 0
+        self.members = {address: Member(self, address, self._log(), **config) for address in self.addresses}
 
     def __enter__(self) -> Simulation:
         self._real_clock = pysyncobj.syncobj.monotonicTime
@@ -143,6 +145,10 @@ class Simulation:
         random.setstate(self._random_state)
         for member in self.members.values():
             member.log.close()
+
+    def _log(self) -> Path:
+        self._logs += 1
+        return self._folder / f"log-{self._logs}"
 
     def __getitem__(self, address: str) -> Replica:
         replica = self.members[address].replica
@@ -169,6 +175,12 @@ class Simulation:
     def _step(self) -> None:
         self.now, _, event = heapq.heappop(self._events)
         event()
+        for address, member in list(self.members.items()):
+            if member.replica is not None and member.replica.sessions_stale:
+                member.replica.sessions_stale = False
+                for other in self.addresses:
+                    if other != address:
+                        self.reset(address, other)
         self._check()
 
     def _at(self, seconds: float, event: Callable[[], None]) -> None:
@@ -241,6 +253,52 @@ class Simulation:
             self._disconnect(pair)
         self._reopen(member)
         member.start()
+        self._connect_all(address)
+
+    def join(self, address: str, **config: Any) -> None:
+        """Start a node that is to become a member."""
+        settings = {"peers": (), "join": tuple(self.addresses), **self._config, **config}
+        self.addresses.append(address)
+        self.members[address] = Member(self, address, self._log(), **settings)
+        self.members[address].start()
+        self._tick(address)
+        self._connect_all(address)
+
+    def wipe(self, address: str) -> None:
+        """A member loses its disk, and is started again with an empty one."""
+        if self.members[address].running:
+            self.crash(address)
+        member = self.members[address]
+        member.log.close()
+        member.config = replace(member.config, log=self._log())
+        member.log = member.open_log()
+        member.state, member.kept = [], 0
+        self.restart(address)
+
+    def change(self, make: Callable[[Members], Members]) -> int:
+        """Have the leader change the members, as soon as it can; the index of the entry."""
+        done: list[int] = []
+
+        def try_it() -> bool:
+            leader = self.leader()
+            try:
+                if leader is not None:
+                    done.append(self[leader].change(make))
+            except ChangeRefused:
+                return False
+            return bool(done)
+
+        self.run_until(try_it)
+        return done[0]
+
+    def voters(self) -> set[str]:
+        """Who votes, by what the leader has committed."""
+        leader = self.leader()
+        if leader is None:
+            return set()
+        return set(self[leader].log.members_at(self[leader].commit_index).voters)
+
+    def _connect_all(self, address: str) -> None:
         for pair in self._pairs():
             if address in pair:
                 self._at(self.random.uniform(*self.reconnect), lambda pair=pair: self._connect(pair))
@@ -282,8 +340,10 @@ class Simulation:
             return
         self._session_count += 1
         self._sessions[pair] = self._session_count
+        same = not any(self[each].admission.waiting for each in pair)
         for a, b in ((a, b) for a in sorted(pair) for b in pair if a != b):
-            self.act(a, lambda replica, b=b: replica.connected(b))
+            member_id = self.members[b].log.member_id
+            self.act(a, lambda replica, b=b, id_=member_id: replica.connected(b, id_, same_group=same))
 
     def _disconnect(self, pair: frozenset[str]) -> None:
         if self._sessions.pop(pair, None) is None:
@@ -306,12 +366,20 @@ class Simulation:
             return True
         wire = msgpack.packb(message)
         arrival = max(
-            self.now + self._link_random[source, target].uniform(*self.delay),
+            self.now
+            + self._chance(source, target).uniform(*self.delays.get(frozenset((source, target)), self.delay)),
             self._last_arrival.get((session, target), 0.0) + 1e-6,
         )
         self._last_arrival[session, target] = arrival
         self._at(arrival - self.now, lambda: self._deliver(session, source, target, wire))
         return True
+
+    def _chance(self, source: str, target: str) -> random.Random:
+        """Of one link and direction, so that what others send does not change it."""
+        found = self._link_random.get((source, target))
+        if found is None:
+            found = self._link_random[source, target] = random.Random(f"{self.seed} {source} {target}")
+        return found
 
     def _deliver(self, session: int, source: str, target: str, wire: bytes) -> None:
         member = self.members[target]
@@ -338,9 +406,15 @@ class Simulation:
             assert member.replica is not None
             self.commit_terms.append(member.replica.term)
             holders = [other.address for other in self.members.values() if self._holds(other, index, term)]
-            assert index == 1 or len(holders) > len(self.addresses) // 2, (
+            assert index == 1 or self._enough(member, index, set(holders)), (
                 f"seed {self.seed}: entry {index} is committed on {member.address} but only on the disks of {holders}"
             )
+
+    def _enough(self, member: Member, index: int, holders: set[str]) -> bool:
+        """Whether these are a majority of a configuration that was in force at the entry, or came after it."""
+        known = member.log._configurations
+        at = member.log.members_at(index)
+        return any(members.quorum(holders) for members in known if members.index >= at.index)
 
     # Compaction and snapshots
 
@@ -356,7 +430,7 @@ class Simulation:
         if taker.replica is None or not taken:
             return False
         index, term = len(taken), taken[-1][0]
-        if not self.act(target, lambda replica: replica.begin_install(index, term)):
+        if not self.act(target, lambda replica: replica.begin_install(index, term, giver.log.members_at(index))):
             return False
         incarnation = taker.replica
 

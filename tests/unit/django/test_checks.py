@@ -50,7 +50,7 @@ def test_a_network_file_system_is_warned_about(
     table = tmp_path / "mounts"
     table.write_text(mounts.format(parent=str(folder).replace(" ", "\\040")) + "\n")
     monkeypatch.setattr(settings_checks, "MOUNTS", table)
-    assert ids(check_alias("default", settings(folder))) == (["raftsqlite.W005"] if warned else [])
+    assert ids(check_alias("default", settings(folder))) == (["raftsqlite.W009"] if warned else [])
 
 
 def test_a_system_that_tells_no_mounts_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +165,6 @@ def status(**told: Any) -> dict[str, Any]:
     ("told", "found"),
     [
         (status(), []),
-        (status(members=PEERS[:2]), ["raftsqlite.W009"]),
-        (status(members=[*PEERS, "127.0.0.1:7999"]), ["raftsqlite.W009"]),
         (status(**{PEERS[1]: {"clock_offset": 60.0}}), ["raftsqlite.W010"]),
         (status(**{PEERS[1]: {"clock_offset": -60.0}}), ["raftsqlite.W010"]),
         (status(**{PEERS[1]: {"clock_offset": None}}), []),

@@ -41,6 +41,7 @@ STATUS: dict[str, Any] = {
     "applied_index": 88,
     "version": 77,
     "digest": "d" * 64,
+    "protocol": {"used": 2, "speaks": [1, 2], "waits_for": []},
     "members": [
         {"address": "127.0.0.1:7101", "role": "leader", "reachable": True, "applied": 90, "lag": 0, "version": 78},
         {"address": "127.0.0.1:7103", "role": None, "reachable": False, "applied": None, "lag": None},
@@ -203,6 +204,7 @@ def test_status_is_an_aligned_table_of_the_node_and_its_members() -> None:
         "applied index  88",
         "version        77",
         f"digest         {'d' * 64}",
+        "protocol       2",
         "host           process 4711, 2 attached",
         "write lease    free",
         "",
@@ -210,6 +212,23 @@ def test_status_is_an_aligned_table_of_the_node_and_its_members() -> None:
         "127.0.0.1:7101  leader  yes        90       0    78       ?",
         "127.0.0.1:7103  ?       NO         ?        ?    ?        ?",
     ]
+
+
+def test_the_status_says_how_far_the_others_are() -> None:
+    members = [
+        {"address": "a:1", "reachable": True, "round_trip": None},
+        {"address": "b:1", "reachable": True, "round_trip": 0.0004},
+        {"address": "c:1", "reachable": False, "round_trip": 0.1502},
+    ]
+    far = render("x", {**STATUS, "election_timeout": 1.502, "members": members})
+    assert "elections      after 1.502 s; round trips: c:1 150 ms\n" in far
+    assert "elections      after 0.4 s\n" in render("x", {**STATUS, "election_timeout": 0.4, "members": members[:2]})
+
+
+def test_the_status_says_for_whom_the_next_protocol_waits() -> None:
+    waits = {"used": 1, "speaks": [1, 2], "waits_for": ["a:1 speaks 1 at most", "b:1 was not heard of"]}
+    line = "protocol       1, and 2 when all members speak it: a:1 speaks 1 at most, b:1 was not heard of"
+    assert line in render("x", {**STATUS, "protocol": waits})
 
 
 def test_the_status_says_who_is_reluctant_to_lead() -> None:

@@ -92,6 +92,7 @@ def test_every_option_reaches_the_node(settings: Any) -> None:
     node = configuration.node
     assert (node.address, node.peers, node.secret) == (PEERS[0], tuple(PEERS), SECRET)
     assert (node.timeout, node.lease_timeout, node.election_timeout) == (2.0, 3.0, 0.8)
+    assert node.fixed_election_timeout
     assert (node.mode, node.host) == (0o660, False)
     assert (node.log_entries, node.log_bytes, node.snapshot_rate) == (500, 2**22, 2**16)
     assert node.on_divergence == "stop"
@@ -147,9 +148,9 @@ OPTION = 'DATABASES["default"]["OPTIONS"]'
 WRONG_OPTIONS = [
     # options, where, what was found, what to write
     ({"nodes": 1}, '["nodes"]', "is not an option of this backend", "Did you mean 'node'?"),
-    ({"zzz": 1}, '["zzz"]', "is not an option of this backend", "Write one of node, peers, secret"),
+    ({"zzz": 1}, '["zzz"]', "is not an option of this backend", "Write one of node, peers, join, role"),
     ({"check_same_thread": False}, '["check_same_thread"]', "is not an option", "belongs to the sqlite3 module"),
-    ({"peers": PEERS}, '["node"]', 'is missing, although "peers" is given', "which of the peers this process is"),
+    ({"peers": PEERS}, '["node"]', 'is missing, although "peers" is given', "the address of this node"),
     ({"node": "127.0.0.1"}, '["node"]', "'127.0.0.1': it has no port", 'Write "host:port"'),
     ({"node": "127.0.0.1:"}, '["node"]', "it has no port", 'Write "host:port"'),
     ({"node": ":7101"}, '["node"]', "it has no host", 'Write "host:port"'),
@@ -307,6 +308,12 @@ def test_all_problems_are_found_at_once(settings: Any) -> None:
     problems = find_problems("default", {**settings(host=3, mode="x", reads="y", nodes=1), "NAME": ""})
     assert sorted(problem.id for problem in problems) == ["E001", "E002", "E005", "E005", "E007"]
     assert find_problems("default", settings()) == []
+
+
+def test_an_election_timeout_that_is_not_written_follows_the_distance(settings: Any) -> None:
+    for options, fixed in (({}, False), ({"election_timeout": None}, False), ({"election_timeout": 0.4}, True)):
+        node = configure("default", settings(**group(**options))).node
+        assert (node.election_timeout, node.fixed_election_timeout) == (0.4, fixed)
 
 
 def test_a_test_database_is_a_group_of_one_whatever_the_options_say(settings: Any) -> None:

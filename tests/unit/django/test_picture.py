@@ -60,6 +60,10 @@ def status(**told: Any) -> dict[str, Any]:
         "wal_bytes": 4 * 2**20,
         "oldest_snapshot": None,
         "members": [member(peer, **of_members.get(peer, {})) for peer in PEERS],
+        "waiting_to_join": None,
+        "problem": None,
+        "election_timeout": 0.4,
+        "protocol": {"used": 2, "speaks": [1, 2], "waits_for": []},
         "host": {"pid": 4711, "reluctant": False, "attached": [4712]},
         "lease": None,
         "waiting": 0,
@@ -113,6 +117,7 @@ def test_a_sound_group_has_nothing_to_warn_of() -> None:
             "10.0.0.2:7100, 10.0.0.3:7100. No majority is left.",
             True,
         ),
+        ({"problem": "nobody answers"}, "nobody answers", False),
         ({"of": {PEERS[1]: {"failed": "its log"}}}, "10.0.0.2:7100 stopped itself: its log", True),
         ({"of": {PEERS[1]: {"suspect": "its file"}}}, "10.0.0.2:7100 serves nothing", True),
         ({"of": {PEERS[1]: {"lag": 5000}}}, "has yet to apply 5000 log entries", False),
@@ -135,6 +140,14 @@ def test_each_fault_is_told_in_words(told: dict[str, Any], text: str, grave: boo
     found = warned(status(**told))
     assert [each for each in found if text in each[0]], found
     assert [each[1] for each in found if text in each[0]] == [grave]
+
+
+def test_a_learner_counts_for_no_majority() -> None:
+    learner = {"role": "learner"}
+    away = status(of={PEERS[2]: {**learner, "reachable": False}})
+    assert warned(away) == [("Not in reach: 10.0.0.3:7100. One more lost, and nothing can be written.", False)]
+    both = status(of={PEERS[1]: {"reachable": False}, PEERS[2]: learner})
+    assert warned(both) == [("Not in reach: 10.0.0.2:7100. No majority is left.", True)]
 
 
 def test_graver_warnings_come_first_and_the_summary_says_so() -> None:

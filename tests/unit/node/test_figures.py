@@ -12,12 +12,13 @@ import pytest
 from django_raftsqlite.exceptions import CommitOutcomeUnknown, LeaseTimeout, Unavailable
 from django_raftsqlite.node.api import LeaseLost, NodeConfig
 from django_raftsqlite.node.distances import FORGOTTEN, Distances
-from django_raftsqlite.node.events import Events, LeaderChanged, NodeReady
+from django_raftsqlite.node.events import Events, LeaderChanged, MemberChanged, NodeReady
 from django_raftsqlite.node.figures import ENDS, NOTES, Figures, Histogram, end_of, quantile
 from django_raftsqlite.node.measures import Measures
 from django_raftsqlite.node.recent import EVERY, POINTS, Recent
 from django_raftsqlite.node.space import Space
 from django_raftsqlite.raft.config import RaftView
+from django_raftsqlite.raft.members import Member, Members, Role
 from django_raftsqlite.sqlite.entry import Outcome, Status
 
 DEADLINE = 20.0
@@ -277,3 +278,22 @@ def test_a_node_is_ready_once_it_has_applied_what_was_committed_when_it_began(tm
     node.tick()
     assert node.measures.status(())["ready"]
     assert node.told[1:] == [NodeReady("a", "b", 9)]
+
+
+def test_what_changed_of_the_members_is_told(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    founders = Members.founders(["a", "b", "c"])
+    node.measures.on_members(None, founders)
+    assert node.told == [], "nobody was there before"
+    after = Members(
+        9, (Member("a", Role.VOTER), Member("b", Role.LEARNER), Member("d", Role.NEWCOMER), Member("e", Role.LEARNER))
+    )
+    node.measures.on_members(founders, after)
+    node.measures.on_members(after, Members(10, (*after.all[:2], Member("d", Role.VOTER), after.all[3])))
+    assert node.told == [
+        MemberChanged("a", "b", "learner", 9),
+        MemberChanged("a", "c", "removed", 9),
+        MemberChanged("a", "d", "added", 9),
+        MemberChanged("a", "e", "added", 9),
+        MemberChanged("a", "d", "promoted", 10),
+    ]

@@ -44,6 +44,7 @@ class World:
             worker=Inline(),
             send=lambda peer, message: self._post("leader", peer, message),
             make=self._make,
+            members=lambda _index: b"1 \x90",
             applied=lambda: self.index,
             clock=lambda: self.now,
         )
@@ -59,7 +60,9 @@ class World:
     def start(self, name: str) -> None:
         """The member's process, from what is on its disk."""
 
-        def install(path: Path, index: int, term: int, done: Callable[[Exception | None], None]) -> None:
+        def install(
+            path: Path, index: int, term: int, _members: bytes, done: Callable[[Exception | None], None]
+        ) -> None:
             self.installed.append((name, index, term, path.read_bytes()))
             self.applied[name] = index
             done(None)
@@ -362,6 +365,7 @@ def test_an_offer_that_is_not_the_leaders_or_not_newer_is_not_taken(make: Callab
     world = make()
     target = world.targets["member0"]
     offer = {
+        "members": b"1 \x90",
         "type": "node.snapshot_offer",
         "id": b"i" * 32,
         "index": 50,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.raft.frames import MAX_HELLO
-from django_raftsqlite.raft.handshake import PROTOCOL, Certificate, Handshake, HandshakeError, Identity, split_address
+from django_raftsqlite.raft.handshake import Certificate, Handshake, HandshakeError, Identity, split_address
 
 LOW, MIDDLE, HIGH = "127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"
 ALL = frozenset({LOW, MIDDLE, HIGH})
@@ -104,10 +104,17 @@ def test_a_proof_sent_back_to_its_author_proves_nothing() -> None:
     ("hello", "text"),
     [
         ({"magic": "smtp"}, "does not speak"),
-        ({"protocol": PROTOCOL - 1}, f"protocol {PROTOCOL - 1}, not {PROTOCOL}"),
+        ({"protocols": None}, "does not say which versions"),
+        ({"protocols": [2, 1]}, "does not say which versions"),
+        ({"protocols": [0, 1]}, "does not say which versions"),
+        ({"protocols": [1, 2**40]}, "does not say which versions"),
+        ({"protocols": ["1", "2"]}, "does not say which versions"),
+        ({"protocols": [1]}, "does not say which versions"),
         ({"cluster": b"d" * 16}, "another group"),
-        ({"from": "127.0.0.1:9999"}, "not a member"),
-        ({"from": LOW}, "not a member"),
+        ({"from": "nowhere"}, "host:port"),
+        ({"from": LOW}, "own address"),
+        ({"member": b"short"}, "malformed"),
+        ({"fresh": 1}, "malformed"),
         ({"to": MIDDLE}, "looks for"),
         ({"nonce": b"short"}, "malformed"),
         ({"nonce": "x" * 32}, "malformed"),
@@ -122,6 +129,29 @@ def test_a_wrong_hello_is_refused_with_its_reason(hello: dict[str, Any], text: s
     acceptor = Handshake(identity(LOW))
     with pytest.raises(HandshakeError, match=text):
         acceptor.receive({**Handshake(identity(HIGH), dial=LOW).start(), **hello})
+
+
+def test_who_knows_the_secret_may_ask_to_be_a_member_and_who_has_a_certificate_may_not() -> None:
+    """An authority may have signed for others than this group's members."""
+    stranger = "127.0.0.1:9999"
+    dialer, acceptor = Handshake(identity(stranger), dial=LOW), Handshake(identity(LOW))
+    shake(dialer, acceptor)
+    assert acceptor.peer == stranger
+    hello = Handshake(identity(stranger, secret=None, tls=True), dial=LOW).start()
+    with pytest.raises(HandshakeError, match="not a member"):
+        Handshake(identity(LOW, secret=None, tls=True)).receive(hello)
+
+
+def test_a_log_that_knows_of_nothing_meets_a_group_under_another_id() -> None:
+    """It may have been told other founders than the group had: what passes then is about members alone."""
+    fresh, old = identity(HIGH, cluster=b"d" * 16, fresh=True, member=b"1" * 16), identity(LOW, member=b"2" * 16)
+    dialer, acceptor = Handshake(fresh, dial=LOW), Handshake(old)
+    shake(dialer, acceptor)
+    assert (dialer.same_group, acceptor.same_group) == (False, False)
+    assert (dialer.member, acceptor.member) == (b"2" * 16, b"1" * 16)
+    both_fresh = Handshake(replace(fresh, cluster=b"d" * 16), dial=LOW).start()
+    with pytest.raises(HandshakeError, match="another group"):
+        Handshake(replace(old, fresh=True)).receive(both_fresh)
 
 
 def test_the_member_that_should_be_dialled_does_not_dial() -> None:
@@ -151,6 +181,47 @@ def test_differing_facts_are_refused_or_told() -> None:
     assert dialer.warnings == ("python differs: '3.12' there, '3.11' here",)
 
 
+@pytest.mark.parametrize(("high", "low"), [((1, 2), (1, 1)), ((1, 2), (2, 9)), ((3, 3), (1, 4))])
+def test_nodes_that_have_a_protocol_version_in_common_meet(high: tuple[int, int], low: tuple[int, int]) -> None:
+    """Whichever of them is the newer one."""
+    dialer = Handshake(identity(HIGH, protocols=high), dial=LOW)
+    acceptor = Handshake(identity(LOW, protocols=low))
+    shake(dialer, acceptor)
+    assert (dialer.peer, acceptor.peer) == (LOW, HIGH)
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "text"),
+    [
+        ((3, 5), (1, 2), f"upgrade '{LOW}' first: it speaks protocol 1 to 2, and '{HIGH}' speaks 3 to 5"),
+        ((1, 1), (2, 2), f"upgrade '{HIGH}' first: it speaks protocol 1, and '{LOW}' speaks 2"),
+    ],
+)
+def test_nodes_without_a_common_protocol_version_say_at_both_ends_which_one_to_upgrade(
+    high: tuple[int, int], low: tuple[int, int], text: str
+) -> None:
+    """The acceptor finds it, and its answer tells the dialer in the same words."""
+    dialer = Handshake(identity(HIGH, protocols=high), dial=LOW)
+    error = refusal(dialer, Handshake(identity(LOW, protocols=low)))
+    assert str(error) == text
+    assert error.answer is not None
+    with pytest.raises(HandshakeError, match="it refused this node: ") as told:
+        dialer.receive(error.answer)
+    assert text in str(told.value)
+
+
+def test_the_protocol_versions_are_part_of_the_proof() -> None:
+    """Nobody in between can make two nodes believe that the other is older than it is."""
+    dialer = Handshake(identity(HIGH, protocols=(1, 2)), dial=LOW)
+    acceptor = Handshake(identity(LOW, protocols=(1, 2)))
+    answer = acceptor.receive({**dialer.start(), "protocols": [1, 1]})
+    assert answer is not None
+    proof = dialer.receive(answer)
+    assert proof is not None
+    with pytest.raises(HandshakeError, match="secret"):
+        acceptor.receive(proof)
+
+
 def test_facts_are_part_of_the_proof() -> None:
     """Nobody in between can change what a member says it runs on."""
     dialer, acceptor = Handshake(identity(HIGH, facts={"sqlite": "3.40"}), dial=LOW), Handshake(identity(LOW))
@@ -175,6 +246,7 @@ def test_what_a_stranger_sends_is_quoted_and_short_in_messages() -> None:
     acceptor = Handshake(identity(LOW))
     with pytest.raises(HandshakeError) as caught:
         acceptor.receive({**Handshake(identity(HIGH), dial=LOW).start(), "from": evil})
+    assert "forged line" in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 

@@ -52,6 +52,10 @@ def expire(idle_versions: int, idle_ms: int) -> Item:
     return Item(ItemKind.EXPIRE_ORIGINS, msgpack.packb([idle_versions, idle_ms]))
 
 
+def use_protocol(version: int) -> Item:
+    return Item(ItemKind.PROTOCOL, msgpack.packb([version]))
+
+
 def transaction(
     sequence: int,
     *spoken: Spoken,
@@ -84,11 +88,18 @@ def encoded(*items: Item, time: int = CLOCK, solo: bool = False) -> bytes:
 class Replica:
     """A state machine on a file, with a log of its own making: entries get the next index."""
 
-    def __init__(self, path: Path, registrars: Sequence[Any] = REGISTRARS, *, durable: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        registrars: Sequence[Any] = REGISTRARS,
+        *,
+        durable: bool = False,
+        speaks: int | None = None,
+    ) -> None:
         self.path = path
         self.registrars = tuple(registrars)
         self.durable = durable
-        self.machine = StateMachine(path, self.registrars, durable=durable)
+        self.machine = StateMachine(path, self.registrars, durable=durable, speaks=speaks)
         self.sequence = 0
 
     def apply(self, *items: Item, time: int = CLOCK, solo: bool = False) -> list[Outcome]:

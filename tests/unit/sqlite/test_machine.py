@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from django_raftsqlite.sqlite.connections import open_writer
-from django_raftsqlite.sqlite.entry import Base, RequestId, Result, Status, result_digest
+from django_raftsqlite.sqlite.entry import Base, Item, ItemKind, RequestId, Result, Status, result_digest
 from django_raftsqlite.sqlite.errors import ForeignWrite, MalformedEntry, NodeFault
 from django_raftsqlite.sqlite.machine import StateMachine
 from django_raftsqlite.sqlite.scratch import Scratch
@@ -30,6 +30,7 @@ from .replay import (
     open_origin,
     statement,
     transaction,
+    use_protocol,
 )
 
 Make = Callable[..., Replica]
@@ -835,3 +836,40 @@ def test_it_may_be_used_by_one_thread_after_the_other(make_replica: Make) -> Non
     thread.join()
     assert not failures
     assert replica.rows("SELECT b FROM t") == [("2023-11-14 22:13:20",)]
+
+
+class TestProtocol:
+    """The version of the protocol that the group uses is part of the state."""
+
+    def test_it_is_raised_by_an_entry_and_never_goes_back(self, make_replica: Make) -> None:
+        """Also when two leaders ask for it, and over restarts."""
+        replica = make_replica(TABLE)
+        assert replica.machine.protocol == 1
+        for version, expected in ((2, 2), (1, 2)):
+            replica.apply(use_protocol(version))
+            assert replica.machine.protocol == expected
+            replica.restart()
+            assert replica.machine.protocol == expected
+
+    def test_an_older_version_stops_before_the_entry_that_it_does_not_know(self, make_replica: Make) -> None:
+        """And says what to do; upgraded, it goes on from there."""
+        item = Item(ItemKind.VERIFY, b"v" * 16)
+        for unknown in (use_protocol(2), item):
+            older = make_replica(TABLE, speaks=1)
+            index, digest = older.machine.applied_index, older.machine.digest
+            for _ in range(2):
+                with pytest.raises(
+                    NodeFault, match="uses protocol 2 from here on, and this node speaks 1 at most: upgr"
+                ):
+                    older.apply(older.next("INSERT INTO t(a) VALUES (1)"), unknown)
+            assert (older.machine.applied_index, older.machine.digest) == (index, digest)
+            assert older.rows("SELECT count(*) FROM t") == [(0,)]
+            older.restart()
+            older.apply(unknown)
+            assert older.machine.applied_index == index + 1
+
+    @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x90", b"\x91\xa1x", b"\x01"])
+    def test_an_entry_that_does_not_say_which_is_malformed(self, make_replica: Make, payload: bytes) -> None:
+        replica = make_replica()
+        with pytest.raises(MalformedEntry, match="PROTOCOL"):
+            replica.apply(Item(ItemKind.PROTOCOL, payload))

@@ -1,0 +1,153 @@
+"""A node that is no member, or not yet: whom it asks, what it is told, and what its log remembers of that."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgpack
+
+from .config import RaftConfig
+from .log import RaftLog
+from .members import Members
+
+logger = logging.getLogger("django_raftsqlite.raft")
+
+CLUSTER = "cluster_id"
+TAKEN_OVER = "taken_over"
+"""Key of the note that the state machine began with a state that never came through the log."""
+RENAMED = "renamed"
+"""Key of the note that the only member has another address now, which no entry tells yet."""
+_ADMITTED = "admitted"
+"""Key of the index of the configuration with which this log was admitted to the group."""
+_CONTACTS = "contacts"
+_ESTRANGED = "estranged"
+"""Key of the note that the group knows this address with another id: this node's disk is not the one it was."""
+_REMOVED = "removed"
+
+
+def forget_admission(log: RaftLog) -> None:
+    """What the log knows of how it came to its group is of no use any more. Durable after the next sync."""
+    for key in (_ADMITTED, _CONTACTS, _ESTRANGED, _REMOVED):
+        log.set_meta(key, b"")
+
+
+class Admission:
+    """What one member knows of its own belonging to the group; the log keeps it.
+
+    ``waiting``: the group has not admitted this log. The node asks for it and takes no part until then: it neither
+    votes nor takes entries, since it may have voted, and acknowledged, with the disk that is gone.
+    ``told_leader`` is who leads, by what others say. ``removed`` says, once it is so for good, why this node does
+    not belong to the group any more.
+
+    Belongs to the loop's thread, as the log does.
+    """
+
+    def __init__(self, config: RaftConfig, log: RaftLog) -> None:
+        self._config = config
+        self._log = log
+        self.told_leader = ""
+        self._told: str | None = None
+        self.problem: str | None = None
+        removed = log.get_meta(_REMOVED)
+        self.removed = removed.decode() if removed else None
+        self.admitted_at = int(log.get_meta(_ADMITTED) or b"0")
+
+    @property
+    def estranged(self) -> bool:
+        """The group knows this address with another disk."""
+        return bool(self._log.get_meta(_ESTRANGED)) and not self.admitted_at
+
+    @property
+    def waiting(self) -> bool:
+        """See above."""
+        return not self.admitted_at and (self.estranged or not self._log.members.index)
+
+    @property
+    def begins(self) -> bool:
+        """This log knows of nothing but its own beginning."""
+        return not self.admitted_at and self._log.members.founding
+
+    def asks(self) -> dict[str, Any] | None:
+        """The question to be let in, if there is one to be asked."""
+        if not self.waiting or self.removed is not None:
+            return None
+        again = self.estranged
+        if again and not self._config.readmit:
+            self._tell('this node\'s disk is not the one that the group knows, and OPTIONS["readmit"] is off')
+            return None
+        return {"type": "join", "again": again, "learner": self._config.learner}
+
+    @property
+    def contacts(self) -> frozenset[str]:
+        """Whom to look for: the members as far as they are known, else who was told to be one."""
+        known = {member.address for member in self._log.members}
+        if not known:
+            known = {
+                *self._config.join,
+                *self._config.peers,
+                *msgpack.unpackb(self._log.get_meta(_CONTACTS) or b"\x90"),
+            }
+        if self.waiting and self.told_leader:
+            known.add(self.told_leader)
+        return frozenset(known - {self._config.address})
+
+    def on_reply(self, message: dict[str, Any]) -> bool:
+        """An answer to :meth:`asks`; True when this node is admitted, which is on the disk after the next sync."""
+        if not self.waiting:
+            return False
+        if not message["index"]:
+            self.told_leader = message["leader"] or self.told_leader
+            if message["refused"]:
+                self._tell(f"the group does not admit this node: {message['refused']}")
+            return False
+        log = self._log
+        log.forget_members()
+        log.set_meta(CLUSTER, message["cluster"])
+        log.set_meta(_CONTACTS, msgpack.packb(message["members"]))
+        log.set_meta(_ADMITTED, b"%d" % message["index"])
+        self.admitted_at, self.problem = message["index"], None
+        logger.info("The group has admitted this node as a learner")
+        return True
+
+    def on_not_member(self, peer: str, message: dict[str, Any]) -> None:
+        """A member says that by the committed configuration ``index`` this node is none, or has another id
+        (``id``)."""
+        index, other = message["index"], bool(message["id"])
+        if self.removed is not None or self.waiting or index <= max(self._log.members.index, self.admitted_at):
+            return
+        if self.begins and other:
+            logger.warning("%s knows this node with another disk: it is to be admitted again", peer)
+            self._log.set_meta(_ESTRANGED, b"1")
+            return
+        if self.begins:
+            reason = (
+                f"{self._config.address} is not a member of this group any more (log entry {index}). To make it one, "
+                'write OPTIONS["join"] = [the address of a member] instead of "peers", and delete its folder '
+                f"{self._log.path.parent}"
+            )
+        else:
+            how = "another folder was admitted for this address" if other else "it was removed from the group"
+            reason = (
+                f"{self._config.address} is not a member any more: {how} (log entry {index}). To make it one "
+                f"again, delete its folder {self._log.path.parent} and write "
+                'OPTIONS["join"] = [the address of a member]'
+            )
+        self.leave(reason)
+
+    def leave(self, reason: str) -> None:
+        """This node is no member any more, for good."""
+        self.removed = reason
+        self._log.set_meta(_REMOVED, reason.encode())
+
+    def founders(self) -> Members | None:
+        """The configuration to begin with, where the log knows none and this node is one of the founders."""
+        if self._log.members.index or self.admitted_at or self.estranged or not self._config.peers:
+            return None
+        return Members.founders(self._config.peers)
+
+    def _tell(self, problem: str) -> None:
+        self.problem = problem
+        if problem != self._told:
+            self._told = problem
+            logger.warning("%s", problem)
