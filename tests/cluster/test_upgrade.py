@@ -55,6 +55,12 @@ def protocol(made: Group, number: int) -> dict[str, Any]:
     return told
 
 
+def distances(made: Group, number: int) -> list[float]:
+    """The round trips that a node knows."""
+    members = made.nodes[number].status()["members"]
+    return [member["round_trip"] for member in members if member["round_trip"] is not None]
+
+
 def uses(made: Group, version: int) -> bool:
     return all(protocol(made, number)["used"] == version for number in range(3))
 
@@ -139,8 +145,10 @@ def test_a_group_is_upgraded_one_node_at_a_time_under_writes(trio: Group) -> Non
                 with pytest.raises(NotSupportedError, match=r"until all its members speak 2: .* speaks 1 at most"):
                     trio.nodes[number].backend().verify(timeout=10)
                 assert uses(trio, 1)
+                assert not distances(trio, number)
         eventually(lambda: uses(trio, 2), "the group uses the new protocol", DEADLINE)
         verification = trio.nodes[0].backend().verify(timeout=20)
+        eventually(lambda: all(len(distances(trio, number)) == 2 for number in range(3)), "they measure", DEADLINE)
     finally:
         for writer in writers:
             writer.stop()
