@@ -195,6 +195,26 @@ def _apply(config: NodeConfig, log: Log, base: Manifest, target: Target, path: P
         machine.close()
 
 
+def prune_archive(backups: Place, archive: Place) -> int:
+    """Remove the segments that no backup leads to any more; how many. Raises PlaceError.
+
+    Of an archive without a backup all stays: its first one may be on its way.
+    """
+    oldest: dict[str, int] = {}
+    for each in find_backups(backups):
+        if each.manifest is not None and each.manifest.archive is not None:
+            name, index = each.manifest.archive, each.manifest.index
+            oldest[name] = min(oldest.get(name, index), index)
+    removed = 0
+    for name, index in oldest.items():
+        for segment in Log(archive, name, ()).segments():
+            # The entry of the backup itself tells of which time it is.
+            if segment.last < index:
+                archive.delete(segment.path(bytes.fromhex(name)))
+                removed += 1
+    return removed
+
+
 def parse_moment(text: str) -> datetime:
     """A moment in ISO 8601 with its offset, such as 2026-11-20T14:03:00Z. Raises ValueError."""
     moment = datetime.fromisoformat(text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -13,7 +14,7 @@ from ..exceptions import Error
 from ..node.api import NodeConfig
 from ..node.process import ProcessNode
 from ..node.registry import open_node
-from ..sqlite.copying import Layout, NoSpace, layout_of, need_space
+from ..sqlite.copying import SPARE_BYTES, Layout, NoSpace, layout_of, need_space
 from ..sqlite.restoring import UnfitFile, prepare
 from .keeping import NoBackup, fetch
 from .manifest import Manifest
@@ -24,6 +25,10 @@ from .taking import scratch_folder
 
 TIMEOUT = 600.0
 """Seconds that any one step of a restore may take: a part of it on its way, or its application."""
+
+
+SPACE = 4
+"""How many times the file a member writes: the parts in its log and in its database, the whole, and its WAL."""
 
 
 class RestoreFailed(Exception):
@@ -47,6 +52,7 @@ class Ready:
         node = open_node(self.config)
         seen = 0
         try:
+            _check_space(node.status(), self.size)
             with self.progress.step("sending it to the group", self.size) as told:
 
                 def sent(size: int) -> None:
@@ -59,6 +65,18 @@ class Ready:
         except (Error, OSError, ValueError) as error:
             raise RestoreFailed(str(error)) from error
         return lineage.hex()
+
+
+def _check_space(status: Mapping[str, Any], size: int) -> None:
+    """Refuse what a member has no room for: it would have to stop itself when the entry is applied."""
+    needed = SPACE * size + SPARE_BYTES
+    for member in status["members"]:
+        free = (member.get("space") or {}).get("free")
+        if free is not None and free < needed:
+            raise RestoreFailed(
+                f"nothing was changed: {member['address']} has {free >> 20} MiB free on the disk of its database, "
+                f"and about {needed >> 20} MiB are needed while it takes over {size >> 20} MiB"
+            )
 
 
 @contextmanager

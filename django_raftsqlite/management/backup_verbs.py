@@ -15,7 +15,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from django_raftsqlite.backups.keeping import NoBackup, choose, find_backups, prune
-from django_raftsqlite.backups.moments import Target, parse_moment
+from django_raftsqlite.backups.moments import Target, parse_moment, prune_archive
 from django_raftsqlite.backups.places import Folder, Place, PlaceError, storage_place
 from django_raftsqlite.backups.progress import Progress
 from django_raftsqlite.backups.restoring import (
@@ -118,6 +118,15 @@ class BackupVerbs:
         if self._options["keep"] is not None:
             for gone in prune(place, self._alias, self._options["keep"]):
                 self._tell(f"removed {gone}")
+            self._prune_archive(place)
+
+    def _prune_archive(self, place: Place) -> None:
+        """Segments are kept for as long as there is a backup that they lead on from, in the same storage."""
+        archive = self._config.archive
+        if archive is not None and self._options["storage"] is not None and str(archive.open()) == str(place):
+            removed = prune_archive(place, archive.open())
+            if removed:
+                self._tell(f"removed {removed} segments of the log from before the oldest backup")
 
     def list(self) -> None:
         """Show what there is."""

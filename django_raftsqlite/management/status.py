@@ -9,6 +9,18 @@ FAR = 0.005
 """Seconds of a round trip that are worth a word."""
 
 
+def _archive(archive: Mapping[str, Any]) -> str:
+    if archive["name"] is None:
+        shown = "not begun yet"
+    elif archive["index"] is None:
+        shown = "not known yet"
+    else:
+        shown = f"up to log index {archive['index']}, {archive['behind']} entries behind"
+    if archive["gap"] is not None:
+        shown += f"; it has a GAP before {archive['gap']}: take a backup"
+    return f"{shown}; {archive['problem']}" if archive["problem"] else shown
+
+
 def has_leader(status: Mapping[str, Any]) -> bool:
     """Whether the node knows a leader and reaches it."""
     return status.get("leader") is not None and bool(status.get("leader_reachable", True))
@@ -50,6 +62,8 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     if log:
         held = f"{log['entries']} entries from {log['first_index']} on, {log['bytes'] / 2**20:.1f} MiB"
         pairs.append(("Raft log", held))
+    if (archive := status.get("archive")) is not None:
+        pairs.append(("archive", _archive(archive)))
     pairs += [("snapshot", line) for line in _snapshots(status.get("snapshots") or {})]
     if status.get("suspect"):
         pairs.append(("SUSPECT", f"serves neither reads nor writes: {status['suspect']}"))

@@ -21,7 +21,7 @@ import apsw
 import msgpack
 
 from . import forking
-from .connections import Connection
+from .connections import BUSY_TIMEOUT_MS, Connection
 from .copying import Layout, layout_of
 from .entry import ItemKind, RequestId
 from .errors import MalformedEntry
@@ -66,8 +66,13 @@ def decode_restore(data: bytes) -> Restore:
     """The inverse of :func:`encode_restore`; raises MalformedEntry."""
     try:
         origin, sequence, low_water, size, pieces, sha256, lineage = msgpack.unpackb(data)
-        if len(lineage) != 16:
-            raise ValueError("a lineage has 16 bytes")
+        if [type(each) for each in (origin, sha256, lineage)] != [bytes] * 3 or (len(origin), len(lineage)) != (
+            16,
+            16,
+        ):
+            raise ValueError("an origin and a lineage have 16 bytes")
+        if any(type(each) is not int or not 0 <= each < 2**63 for each in (sequence, low_water, size, pieces)):
+            raise ValueError("a number is out of range")
         return Restore(Parted(RequestId(origin, sequence), low_water, size, pieces, sha256), lineage)
     except (TypeError, ValueError, msgpack.UnpackException) as error:
         raise MalformedEntry(f"a restore cannot be decoded: {error}") from error
@@ -242,6 +247,7 @@ class _opened:
     def __init__(self, path: Path, flags: int = apsw.SQLITE_OPEN_READWRITE) -> None:
         with forking.opening:
             self._connection = Connection(str(path), flags=flags)
+            self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
 
     def __enter__(self) -> Connection:
         return self._connection

@@ -3,7 +3,7 @@
 Environment: ``TESTPROJECT_ENGINE=sqlite3`` runs it on Django's own SQLite backend and ``postgresql`` on PostgreSQL
 (for comparison; ``PGHOST``, ``PGPORT``, ``PGUSER``, ``PGPASSWORD`` and ``PGDATABASE`` say where it is),
 ``TESTPROJECT_DATA`` is the folder of its database, ``TESTPROJECT_DEBUG=0`` turns debugging off, and
-``RAFTSQLITE_DEFAULT`` makes it a node of a group.
+``RAFTSQLITE_DEFAULT`` makes it a node of a group. Backups go to ``TESTPROJECT_BACKUPS``.
 """
 
 import os
@@ -94,3 +94,15 @@ STATIC_URL = "static/"
 # Pages that only show messages and the basket's form need no session row, hence no write.
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    # Not where uploads are, which anybody may download.
+    "backups": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {
+            "location": os.environ.get("TESTPROJECT_BACKUPS", DATA_DIR / "backups"),
+            "file_permissions_mode": 0o600,
+        },
+    },
+}

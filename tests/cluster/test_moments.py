@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.backups.keeping import find_backups
-from django_raftsqlite.backups.moments import Log, NoMoment, Reached, Target, replay
+from django_raftsqlite.backups.moments import Log, NoMoment, Reached, Target, prune_archive, replay
 from django_raftsqlite.backups.places import Folder
 from django_raftsqlite.backups.restoring import RestoreFailed, from_moment
 from django_raftsqlite.backups.taking import take_backup
@@ -180,6 +180,22 @@ def test_a_deleted_row_is_back_on_all_nodes_with_equal_digests(trio: Group, plac
     with from_moment(trio.configs[0], (place, place), Target(last)) as (_, reached):
         assert reached.digest == trio.settle()["digest"]
     close_node(trio.configs[0].name)
+
+
+def test_segments_from_before_the_oldest_backup_can_go(trio: Group, place: Folder, tmp_path: Path) -> None:
+    """And nothing that a backup leads on from."""
+    assert prune_archive(place, place) == 0
+    for number in range(3):
+        write(trio.nodes[0], "INSERT INTO t (x) VALUES (?)", number)
+        archived(trio)
+    manifest = back_up(trio, 0, place)
+    write(trio.nodes[0], "INSERT INTO t (x) VALUES (3)")
+    index = archived(trio)
+    log = Log(place, manifest.archive, [])
+    before = log.segments()
+    assert prune_archive(place, place) == sum(name.last < manifest.index for name in before) > 0
+    assert next(log.entries(manifest.index))[0] == manifest.index
+    assert state_at(trio, place, Target(index), tmp_path / "then").index == index
 
 
 def test_the_end_of_the_archive_is_told(trio: Group, place: Folder, tmp_path: Path) -> None:

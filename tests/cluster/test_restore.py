@@ -197,6 +197,16 @@ def test_what_does_not_fit_is_refused_by_the_group_and_nothing_changes(trio: Gro
     assert trio.settle()["lineage"] == bytes(16).hex()
 
 
+def test_a_fresh_group_takes_it_as_the_first_thing(tmp_path: Path, prepared: Path) -> None:
+    """New machines after everything was lost; tokens of what was seen before keep nobody waiting."""
+    with group(tmp_path, 3, durable=False) as nodes:
+        lineage = nodes.nodes[nodes.follower()].restore(prepared, timeout=20)
+        restored(nodes, lineage)
+        for node in nodes.nodes:
+            assert not node.reach(bytes(16), 1, timeout=10)
+            assert node.reach(lineage, node.status()["version"], timeout=10)
+
+
 def test_a_fresh_group_of_one_takes_it(tmp_path: Path, prepared: Path) -> None:
     """With no quorum to ask but itself."""
     with group(tmp_path, 1, durable=True) as nodes:

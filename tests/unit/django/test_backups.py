@@ -439,6 +439,17 @@ class TestCommands:
         assert read(node, "SELECT count(*) FROM t") == [(10,)]
         assert list(config.folder.glob("backup-*")) == []
 
+    def test_what_a_member_has_no_room_for_is_refused_before_anything_is_sent(
+        self, node: ProcessNode, config: NodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All of them would stop at the same entry."""
+        command(config, "backup", str(tmp_path / "one"))
+        monkeypatch.setattr(restoring, "SPACE", 10**9)
+        before = node.status()["last_index"]
+        with pytest.raises(CommandError, match=r"nothing was changed: localhost has .* MiB free"):
+            command(config, "restore", str(tmp_path / "one"), "--yes")
+        assert node.status()["last_index"] == before
+
     @pytest.mark.parametrize("answer", ["db.sqlite3", "yes"])
     def test_on_a_terminal_the_name_of_the_database_is_to_be_typed(
         self, node: ProcessNode, config: NodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str

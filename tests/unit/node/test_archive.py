@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from django_raftsqlite.node.api import ArchiveConfig
 from django_raftsqlite.node.archive import Archiver
 from django_raftsqlite.node.compaction import Hold
 from django_raftsqlite.node.segments import (
+    LARGEST,
     BadSegment,
     LogEntry,
     SegmentName,
@@ -383,6 +386,20 @@ class TestSegments:
             gzip.compress(data)[:-9],
         ):
             yield name._replace(sha256=hashlib.sha256(other).hexdigest()[:32]), NAME, other
+
+    @given(st.binary(max_size=200), st.booleans())
+    def test_no_bytes_are_decoded_to_anything_else(self, data: bytes, packed: bool) -> None:
+        """Whoever can write to the storage gets a segment refused, and nothing else."""
+        data = gzip.compress(data) if packed else data
+        name = SegmentName(1, 2, hashlib.sha256(data).hexdigest()[:32])
+        with pytest.raises(BadSegment):
+            decode_segment(name, NAME, data)
+
+    def test_a_segment_that_unpacks_to_far_more_is_refused(self) -> None:
+        """Before all of it is in memory."""
+        data = gzip.compress(bytes(LARGEST + 2), 1)
+        with pytest.raises(BadSegment, match="too large"):
+            decode_segment(SegmentName(1, 1, hashlib.sha256(data).hexdigest()[:32]), NAME, data)
 
     def test_what_is_not_whole_is_refused(self) -> None:
         """Cut off, of another archive, or with other entries than its name says."""

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import apsw
+import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from django_raftsqlite.sqlite.copying import Layout
 from django_raftsqlite.sqlite.entry import Base, Item, ItemKind, Outcome, RequestId, Status
@@ -206,6 +209,36 @@ def test_a_restore_that_a_fault_interrupts_is_applied_when_it_is_gone(
     assert replica.apply(item(sent, sequence), solo=True)[0].status is Status.DONE
 
 
+def test_a_fault_in_the_midst_of_taking_it_over_leaves_the_former_content(
+    make_replica: Make, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pages are one SQLite transaction."""
+    replica = make_replica(TABLE, "INSERT INTO t VALUES (1)")
+    sent = send_file(prepared, LINEAGE)
+    sequence = parts(replica, sent)
+    digest = replica.machine.digest
+    calls = []
+
+    def breaks(_sync: object) -> None:
+        calls.append(1)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("django_raftsqlite.sqlite.machine.SYNC_BYTES", 1)
+        patch.setattr("django_raftsqlite.sqlite.machine.PAGES_AT_ONCE", 4)
+        patch.setattr("django_raftsqlite.sqlite.machine.pace", breaks)
+        with pytest.raises(NodeFault, match="Input/output"):
+            replica.apply(item(sent, sequence), solo=True)
+    assert calls
+    assert replica.rows("SELECT a FROM t") == [(1,)]
+    assert (replica.machine.digest, replica.machine.lineage) == (digest, bytes(16))
+    replica.restart()
+    assert replica.rows("SELECT a FROM t") == [(1,)]
+    assert replica.apply(item(sent, sequence), solo=True)[0].status is Status.DONE
+    assert replica.machine.lineage == LINEAGE
+    assert replica.rows("SELECT count(*) FROM u") == [(2,)]
+
+
 def test_who_reads_goes_on_to_see_what_was_there_before(make_replica: Make, prepared: Path) -> None:
     """Until the transaction ends."""
     replica = make_replica(TABLE, "INSERT INTO t VALUES (1)")
@@ -224,6 +257,18 @@ def test_bytes_that_are_no_restore_are_malformed() -> None:
     for data in (b"", b"\x91\x01", b"\xc1"):
         with pytest.raises(MalformedEntry):
             decode_restore(data)
+
+
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=20), max_size=9).map(msgpack.packb)
+)
+def test_no_bytes_are_decoded_to_anything_else(data: bytes) -> None:
+    """What a member sends may be anything."""
+    with contextlib.suppress(MalformedEntry):
+        restore = decode_restore(data)
+        assert len(restore.lineage) == len(restore.request.origin) == 16
+        assert restore.request.to_bytes()
 
 
 class TestPreparing:
