@@ -331,6 +331,18 @@ FIGURES: tuple[Figure, ...] = (
         "Unix time of the last backup that the members know of; missing where they know of none.",
         _one(lambda s: (s["last_backup"] or {"time": None})["time"]),
     ),
+    Figure(
+        GaugeMetricFamily,
+        "archive_behind_entries",
+        "Committed log entries that are not archived yet; missing where there is no archive, or it is not known.",
+        _one(lambda s: (s["archive"] or {"behind": None})["behind"]),
+    ),
+    Figure(
+        GaugeMetricFamily,
+        "archive_gap",
+        "1 when the archive lacks entries of the log, so that a backup is to be taken; missing where there is none.",
+        _one(lambda s: None if s["archive"] is None else s["archive"]["gap"] is not None),
+    ),
     # Processes
     Figure(
         GaugeMetricFamily,
