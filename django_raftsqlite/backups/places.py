@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from django.core.files.base import File
 from django.core.files.storage import InvalidStorageError, Storage, storages
 
 BLOCK = 1024 * 1024
+LEFT_SECONDS = 24 * 3600.0
 
 
 class PlaceError(Exception):
@@ -91,6 +93,7 @@ class Folder:
             if path.exists():
                 raise PlaceError(f"{path} exists already")
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._tidy(path.parent)
             descriptor = os.open(made, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, self._mode)
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -105,6 +108,14 @@ class Folder:
             except BaseException:
                 made.unlink(missing_ok=True)
                 raise
+
+    @staticmethod
+    def _tidy(folder: Path) -> None:
+        """Remove what killed processes left of their files; not what may yet be written."""
+        for left in folder.glob(".*.[0-9]*.part"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                    left.unlink()
 
     def delete(self, name: str) -> None:
         """See Place."""

@@ -102,6 +102,10 @@ class BackupVerbs:
             {"backup": self.backup, "backups": self.list, "restore": self.restore, "load": self.load}[verb]()
         except (BackupFailed, RestoreFailed, NoBackup, PlaceError) as error:
             raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            raise CommandError(
+                "interrupted; raft backups and raft status show what was done", returncode=130
+            ) from None
 
     def backup(self) -> None:
         """Take a backup, then prune."""

@@ -43,8 +43,10 @@ class Archiver:
     word, on other members), None where it is not known yet. ``gap`` is the index of the first entry behind one that
     the archive lacks, since the log was cut before it was shipped.
 
-    The group's log gets an archive (``archive()``) by an entry of its own, for which ``begin(name)`` asks. ``told()``
-    is what the leader said, as :meth:`told` gives it.
+    The group's log gets an archive (``archive()``) by an entry of its own, for which ``begin(name)`` asks; and
+    another one when it is begun anew with what was left of it (``raft recover``). So nothing is shipped before all is
+    applied (``applied()``) that was committed when this node came to lead. ``told()`` is what the leader said, as
+    :meth:`told` gives it.
 
     Loop thread; what waits for the storage is done by a thread of its own.
     """
@@ -59,6 +61,7 @@ class Archiver:
         archive: Callable[[], Archive | None],
         begin: Callable[[bytes], object],
         told: Callable[[], Any],
+        applied: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -66,13 +69,16 @@ class Archiver:
         self._archive = archive
         self._begin = begin
         self._leader_said = told
+        self._applied = applied
         self._clock = clock
         self._worker = Worker(f"raftsqlite-archive {name}", call)
         self._store: ArchiveStore | None = None
         self._term: int | None = None  # in which this node, as the leader, knows where to go on
+        self._led: tuple[int, int] | None = None  # the term, and what was committed when it began to lead in it
         self._busy = self._broken = False
         self._due = 0.0
         self._failures = 0
+        self._name = b""
         self._sending: Sequence[LogEntry] = ()
         self._sure = False
         self.archived: int | None = None
@@ -126,15 +132,17 @@ class Archiver:
         if view.role != "leader" or not view.established:
             self._follow()
             return
-        archive = self._archive()
-        if self._busy or now < self._due:
+        if self._led is None or self._led[0] != view.term:
+            self._led = view.term, view.commit_index
+        if self._busy or now < self._due or self._applied() < self._led[1]:
             return
+        archive = self._archive()
         if archive is None:
             self._due = now + self._config.interval
             self._begin(os.urandom(16))
         elif not self._log.hears_a_quorum:
             return
-        elif self._term != view.term:
+        elif self._term != view.term or self._name != archive.name:
             self._look(archive, view.term)
         else:
             self._ship(archive, view)
@@ -152,7 +160,9 @@ class Archiver:
             return self._newest(archive)
 
         def looked(newest: int) -> None:
-            self._term, self._sure = term, True
+            if self._name != archive.name:
+                self.gap = None
+            self._term, self._name, self._sure, self._sending = term, archive.name, True, ()
             self.archived = newest
             logger.info("the archive %s holds the log up to index %d", archive.name.hex(), newest)
 

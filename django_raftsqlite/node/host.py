@@ -246,6 +246,7 @@ class HostedNode:
             archive=lambda: self._applier.archive,
             begin=self._begin_archive,
             told=lambda: self._core.told_by_leader("archive"),
+            applied=lambda: self._applied.index,
         )
 
     def _begin_archive(self, name: bytes) -> None:

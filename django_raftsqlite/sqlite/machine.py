@@ -662,6 +662,9 @@ def _apply_upkeep(draft: _Draft, item: Item) -> None:
         draft.archive = draft.archive or Archive(item.payload, state.applied_index)
     elif item.kind is ItemKind.LINEAGE:
         state.lineage = item.payload
+        if draft.archive is not None:
+            # The former one may hold entries that were lost here, at indexes that are given again.
+            draft.archive = Archive(item.payload, state.applied_index)
     elif item.kind is ItemKind.PROTOCOL:
         state.protocol = max(state.protocol, _unpack(item)[0])
     elif item.kind is ItemKind.EXPIRE_PARTS:

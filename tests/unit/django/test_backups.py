@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -225,6 +226,16 @@ class TestPlaces:
         assert place.names() == []
         assert list((tmp_path / "kept").iterdir()) == []
 
+    def test_what_a_killed_process_left_of_a_file_goes_a_day_later(self, tmp_path: Path) -> None:
+        """And nothing else does."""
+        old, new, other = (tmp_path / name for name in (".a.sqlite3.12.part", ".b.sqlite3.34.part", ".x.part"))
+        for path in (old, new, other):
+            path.write_bytes(b"x")
+        for path in (old, other):
+            os.utime(path, (0, 0))
+        Folder(tmp_path).write("a", io.BytesIO(b"x"), lambda _: None)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, other.name, "a"]
+
     def test_files_have_the_mode_that_was_asked_for(self, tmp_path: Path) -> None:
         """Whatever the umask."""
         Folder(tmp_path, 0o640).write("a", io.BytesIO(b"x"), lambda _: None)
@@ -419,6 +430,21 @@ def command(config: NodeConfig, *arguments: str) -> str:
     console = Console()
     BackupVerbs(console, "default", config, options).run(options["verb"])
     return console.text
+
+
+def test_an_interrupted_command_says_where_to_look(
+    node: ProcessNode, config: NodeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing that looks like a backup."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(taking, "check_kept", interrupt)
+    with pytest.raises(CommandError, match="interrupted") as caught:
+        command(config, "backup", str(tmp_path / "one"))
+    assert caught.value.returncode == 130
+    assert not list(tmp_path.glob("one*"))
 
 
 class TestCommands:

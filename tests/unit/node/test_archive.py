@@ -111,6 +111,7 @@ class Member:
         self.begun: Archive | None = Archive(NAME, BEGUN)
         self.asked: list[bytes] = []
         self.said: Any = None
+        self.applied: int | None = None
         self.role, self.term = "leader", 1
         self.archiver = Archiver(
             ArchiveConfig(lambda: store, 10.0, 1000),
@@ -120,6 +121,7 @@ class Member:
             archive=lambda: self.begun,
             begin=self.asked.append,
             told=lambda: self.said,
+            applied=lambda: log.size if self.applied is None else self.applied,
             clock=clock,
         )
         self.archiver._worker.run = self._later  # type: ignore[method-assign]
@@ -314,6 +316,29 @@ def test_what_was_cut_before_it_was_shipped_is_a_gap_that_is_told(member: Member
     assert [(name.first, name.last) for name in store.segments()] == [(2, 10), (19, 30)]
     assert other.archiver.status(other.view())["gap"] == 19
     assert other.archiver.hold(other.view()).index == 30
+
+
+def test_a_log_that_is_begun_anew_has_an_archive_of_its_own(member: Member, store: MemoryStore, clock: Clock) -> None:
+    """Of the former one, which may hold what was lost, nothing is changed: not even before the entry that says so is
+    applied."""
+    member.log.add(20)
+    member.tick(times=2)
+    before = dict(store.files)
+    log = FakeLog()
+    log.add(12)
+    other = Member(store, log, clock)
+    other.applied = 11
+    other.tick(times=3)
+    assert store.files == before
+    other.applied, other.begun = 12, Archive(b"b" * 16, 12)
+    other.tick(times=3)
+    log.add(3)
+    clock.now += 11
+    other.tick(times=3)
+    assert {name: data for name, data in store.files.items() if name in before} == before
+    added = sorted(name for name in store.files if name not in before)
+    assert [parse_name(name.rpartition("/")[2])[:2] for name in added] == [(12, 12), (13, 15)]  # type: ignore[index]
+    assert all(name.startswith(folder_of(b"b" * 16)) for name in added)
 
 
 def test_two_leaders_at_once_do_no_harm(member: Member, store: MemoryStore, clock: Clock) -> None:

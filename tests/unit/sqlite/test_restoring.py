@@ -24,6 +24,7 @@ from django_raftsqlite.sqlite.restoring import (
     prepare,
     send_file,
 )
+from django_raftsqlite.sqlite.tables import Archive
 
 from .replay import ORIGIN, REGISTRARS, Replica
 
@@ -186,6 +187,26 @@ def test_a_restore_in_a_batch_is_refused(make_replica: Make, prepared: Path) -> 
     refused, done = replica.apply(item(sent, sequence), replica.next("INSERT INTO t VALUES (1)", low_water=1))
     assert (refused.status, done.status) == (Status.ERROR, Status.DONE)
     assert replica.machine.lineage == bytes(16)
+
+
+def test_the_archive_is_begun_once_survives_a_restore_and_is_another_one_after_a_recovery(
+    make_replica: Make, prepared: Path
+) -> None:
+    """It is that of the log, which goes on through a restore, and may lose entries in a recovery."""
+    replica = make_replica(TABLE)
+    assert replica.machine.archive is None
+    replica.apply(Item(ItemKind.LINEAGE, b"1" * 16))
+    assert replica.machine.archive is None
+    replica.apply(Item(ItemKind.BEGIN_ARCHIVE, b"a" * 16))
+    begun = Archive(b"a" * 16, replica.machine.applied_index)
+    replica.apply(Item(ItemKind.BEGIN_ARCHIVE, b"b" * 16))
+    assert replica.machine.archive == begun
+    restore(replica, prepared)
+    replica.restart()
+    assert replica.machine.archive == begun
+    replica.apply(Item(ItemKind.LINEAGE, b"2" * 16))
+    replica.restart()
+    assert replica.machine.archive == Archive(b"2" * 16, replica.machine.applied_index)
 
 
 def test_a_restore_that_a_fault_interrupts_is_applied_when_it_is_gone(
