@@ -35,7 +35,7 @@ def open_machine(config: NodeConfig, suspect: str | None) -> tuple[StateMachine,
         machine.close()
         raise OperationalError(
             f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
-            "would not have them. Begin the group with no file there, and load the data into it with loaddata"
+            "would not have them. Move the file away, begin the group without it, and then: manage.py raft load FILE"
         )
     return machine, suspect
 

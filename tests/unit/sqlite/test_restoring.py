@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -258,6 +259,44 @@ def test_a_fault_in_the_midst_of_taking_it_over_leaves_the_former_content(
     assert replica.apply(item(sent, sequence), solo=True)[0].status is Status.DONE
     assert replica.machine.lineage == LINEAGE
     assert replica.rows("SELECT count(*) FROM u") == [(2,)]
+
+
+def test_a_crash_in_the_midst_of_taking_it_over_leaves_what_can_be_applied_again(
+    make_replica: Make, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was written by then: the former content, all parts, and from there the same as without the crash."""
+    replica = make_replica(TABLE, "INSERT INTO t VALUES (1)")
+    sent = send_file(prepared, LINEAGE)
+    sequence = parts(replica, sent)
+    index = replica.machine.applied_index
+    crashed: list[Path] = []
+
+    def crash(_sync: object) -> None:
+        folder = tmp_path / f"crash{len(crashed)}"
+        folder.mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{replica.path}{suffix}", folder / f"db{suffix}")
+        crashed.append(folder / "db")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("django_raftsqlite.sqlite.machine.SYNC_BYTES", 1)
+        patch.setattr("django_raftsqlite.sqlite.machine.PAGES_AT_ONCE", 40)
+        patch.setattr("django_raftsqlite.sqlite.machine.pace", crash)
+        assert replica.apply(item(sent, sequence), solo=True)[0].status is Status.DONE
+    assert len(crashed) > 3
+    for path in crashed:
+        other = Replica(path)
+        try:
+            # The last look may be after the commit.
+            assert other.machine.applied_index in ({index} if path is not crashed[-1] else {index, index + 1})
+            if other.machine.applied_index == index:
+                assert other.rows("SELECT a FROM t") == [(1,)]
+                other.apply(item(sent, sequence), solo=True)
+            assert other.machine.digest == replica.machine.digest
+            assert other.rows("SELECT * FROM u") == replica.rows("SELECT * FROM u")
+            assert other.rows("PRAGMA integrity_check") == [("ok",)]
+        finally:
+            other.close()
 
 
 def test_who_reads_goes_on_to_see_what_was_there_before(make_replica: Make, prepared: Path) -> None:
