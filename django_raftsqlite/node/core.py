@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..raft.config import RaftView
 from ..sqlite.entry import ItemKind, RequestId
-from .distances import Distances
+from .clocks import Clocks
 from .latch import Latch
 from .leader import Leader
 from .messages import Message, RaftPort
@@ -127,7 +127,7 @@ class Core:
         patience: Callable[[], float] | None = None,
         staleness: Staleness | None = None,
         wall: Callable[[], int] = lambda: 0,
-        distances: Distances | None = None,
+        clocks: Clocks | None = None,
         protocol: Callable[[], int] = lambda: NEWEST,
     ) -> None:
         self._address = address
@@ -140,7 +140,7 @@ class Core:
         self._applied = applied
         self._protocol = protocol
         self.staleness = staleness or Staleness(applied, clock)
-        self.distances = distances or Distances(clock)
+        self.clocks = clocks or Clocks(clock)
         self._openings: list[Opening] = []
         self._claim: Claim | None = None
         self._waiting_barriers: list[Callable[[int | None], None]] = []
@@ -319,7 +319,7 @@ class Core:
         for gone in before.connected - view.connected:
             # Another process may host it when it is back.
             self.peers.get(gone, {}).pop("reluctant", None)
-            self.distances.forget(gone)
+            self.clocks.forget(gone)
         if view.connected - before.connected:
             self._gossiped = 0.0  # with the next tick
         self.leader.on_view(view)
@@ -356,7 +356,7 @@ class Core:
             self._gossiped = now
             progress = {"type": "node.progress", **self._progress()}
             for peer in self._view.connected:
-                self._raft.send(peer, {**progress, **self.distances.stamp(peer)})
+                self._raft.send(peer, {**progress, **self.clocks.stamp(peer)})
 
     def willing(self) -> frozenset[str]:
         """The members in reach that said lately that they are sound, and ready to lead.
@@ -538,5 +538,5 @@ class Core:
             self._land_barriers(message["index"])
 
     def _on_progress(self, peer: str, message: Message) -> None:
-        self.distances.receive(peer, message)
+        self.clocks.receive(peer, message)
         self.peers[peer] = {**message, "heard": self._clock(), "commit": self._raft.view.commit_index}

@@ -155,7 +155,7 @@ class HostedNode:
             patience=self._patience.now,
             staleness=Staleness(lambda: self._applied.index),
             wall=lambda: time.time_ns() // 1_000_000,
-            distances=self._measures.distances,
+            clocks=self._measures.clocks,
             protocol=lambda: self._applier.state.protocol,
         )
         self._protocol = Protocol(

@@ -12,7 +12,7 @@ from .. import __version__
 from ..raft.config import RaftView
 from ..raft.members import Members, Role
 from .api import NodeConfig
-from .distances import Distances
+from .clocks import Clocks
 from .events import Events, LeaderChanged, MemberChanged, NodeReady
 from .figures import Figures
 from .lastbackup import LastBackup, newest
@@ -26,7 +26,7 @@ _CHANGES = {Role.VOTER: "promoted", Role.LEARNER: "learner", Role.NEWCOMER: "rea
 class Measures:
     """The one place where a node's parts leave what they measure; nothing depends on it.
 
-    ``figures`` and ``distances`` are written by those parts. ``version`` and ``applied`` give the newest version and
+    ``figures`` and ``clocks`` are written by those parts. ``version`` and ``applied`` give the newest version and
     log index that are applied here. Loop thread, but for :meth:`plain`.
     """
 
@@ -52,7 +52,7 @@ class Measures:
         self._ready_at: int | None = None
         self._ready = False
         self.figures = Figures()
-        self.distances = Distances()
+        self.clocks = Clocks()
         self.recent = Recent(self.figures.commit, version)
 
     def on_view(self, view: RaftView) -> None:
@@ -118,11 +118,8 @@ class Measures:
 
     def of_member(self, address: str, told: Message) -> dict[str, Any]:
         """What the status says of a member, by its own words."""
-        trips = {} if self._view is None else self._view.round_trips
         return {
-            # What the sessions measured, where both sides do that, says nothing of how busy the other's loop is.
-            "round_trip": trips.get(address, self.distances.round_trips.get(address)),
-            "clock_offset": self.distances.offsets.get(address),
+            "clock_offset": self.clocks.offsets.get(address),
             "space": told.get("space") or {},
             "log_bytes": told.get("log_bytes"),
             "package": told.get("package"),

@@ -150,6 +150,7 @@ class Report:
             "address": address,
             "role": role,
             "reachable": own or address in view.connected,
+            "round_trip": view.round_trips.get(address),
             "applied": applied,
             "lag": None if applied is None else max(_commit_index(told, view) - applied, 0),
             "version": told.get("version"),

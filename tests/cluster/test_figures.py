@@ -102,7 +102,8 @@ def test_members_tell_each_other_how_far_they_are_and_how_much_room_they_have(tr
     def known() -> list[dict[str, Any]]:
         members = node.status()["members"]
         others = [member for member in members if member["address"] != node.config.address]
-        return others if all(member["round_trip"] is not None and member["sqlite"] for member in others) else []
+        wanted = ("round_trip", "clock_offset", "sqlite")
+        return others if all(member[key] is not None for member in others for key in wanted) else []
 
     for member in eventually(known, "the others are measured"):
         assert 0.0 <= member["round_trip"] < 5.0

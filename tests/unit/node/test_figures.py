@@ -11,7 +11,7 @@ import pytest
 
 from django_raftsqlite.exceptions import CommitOutcomeUnknown, LeaseTimeout, Unavailable
 from django_raftsqlite.node.api import LeaseLost, NodeConfig
-from django_raftsqlite.node.distances import FORGOTTEN, Distances
+from django_raftsqlite.node.clocks import FORGOTTEN, Clocks
 from django_raftsqlite.node.events import Events, LeaderChanged, MemberChanged, NodeReady
 from django_raftsqlite.node.figures import ENDS, NOTES, Figures, Histogram, end_of, quantile
 from django_raftsqlite.node.measures import Measures
@@ -134,8 +134,8 @@ def test_the_round_trip_and_the_offset_of_a_clock_are_measured_by_what_is_said_a
     """Here, what is sent takes 30 ms there and 30 ms back, and waits for 0.4 s; the other clock is 5 s ahead."""
     here, there = Clock(), Clock()
     there.now += 77777.0  # monotonic clocks of two machines have nothing in common
-    mine = Distances(here, wall=lambda: here.now)
-    other = Distances(there, wall=lambda: here.now + 5.0)
+    mine = Clocks(here, wall=lambda: here.now)
+    other = Clocks(there, wall=lambda: here.now + 5.0)
 
     def passes(seconds: float) -> None:
         here.now += seconds
@@ -156,20 +156,20 @@ def test_the_round_trip_and_the_offset_of_a_clock_are_measured_by_what_is_said_a
 
 def test_what_was_heard_long_ago_or_in_another_session_is_not_answered() -> None:
     clock = Clock()
-    distances = Distances(clock)
-    distances.receive("b", {"ping": 1.0, "time": 0.0})
-    assert "pong" in distances.stamp("b")
+    clocks = Clocks(clock)
+    clocks.receive("b", {"ping": 1.0, "time": 0.0})
+    assert "pong" in clocks.stamp("b")
     clock.now += FORGOTTEN
-    assert "pong" not in distances.stamp("b")
-    distances.receive("b", {"ping": 1.0, "time": 0.0})
-    distances.forget("b")
-    assert "pong" not in distances.stamp("b")
+    assert "pong" not in clocks.stamp("b")
+    clocks.receive("b", {"ping": 1.0, "time": 0.0})
+    clocks.forget("b")
+    assert "pong" not in clocks.stamp("b")
 
 
 def test_a_member_that_says_nothing_of_time_is_no_fault() -> None:
-    distances = Distances()
-    distances.receive("b", {"applied": 7})
-    assert distances.round_trips == {}
+    clocks = Clocks()
+    clocks.receive("b", {"applied": 7})
+    assert clocks.round_trips == {}
 
 
 def test_the_room_on_the_disk_is_told_and_a_file_that_is_not_there_is_no_fault(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How far the other members are: the round trip to each, and how far its clock is off."""
+"""How far the clocks of the other members are off."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ FORGOTTEN = 10.0
 """Seconds after which what a member said last is not answered any more."""
 
 
-class Distances:
+class Clocks:
     """Measured by what the members tell each other twice a second anyway, as NTP does (RFC 5905, section 8).
 
     Each message carries its sender's clock, and the one that was received last from the other side, with how long
     that has waited here. Nothing depends on it but what is shown and warned about. Owned by the loop thread.
 
-    ``round_trips`` has seconds by member; ``offsets`` how many seconds its clock is ahead of this node's.
+    ``offsets`` has by member how many seconds its clock is ahead of this node's. ``round_trips`` is only what that is
+    reckoned with: it has in it how busy both nodes are.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] | None = None) -> None:
