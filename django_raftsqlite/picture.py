@@ -243,7 +243,6 @@ def _row(member: Status, status: Status) -> Row:
         else "in reach"
     )
     trip = member["round_trip"]
-    versions = [member["package"] or "", f"SQLite {member['sqlite']}" if member["sqlite"] else ""]
     return Row(
         address=member["address"],
         role=member["role"] + (", reluctant" if member["reluctant"] else ""),
@@ -255,7 +254,7 @@ def _row(member: Status, status: Status) -> Row:
         files=size(_on_disk(member["space"])),
         free=size(member["space"].get("free")),
         log=size(member["log_bytes"]),
-        versions=", ".join(filter(None, versions)) or "?",
+        versions=f"{known(member['package'])} / {known(member['sqlite'])}",
     )
 
 

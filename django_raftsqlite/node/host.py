@@ -462,7 +462,12 @@ class HostedNode:
         if self.failed is None:
             self.failed = reason
             self._view = replace(self._view, role="failed", reason=reason)
-            logger.error("node %s stopped itself: %s", self.config.address, reason)
+            logger.error(
+                "node %s stopped itself: %s",
+                self.config.address,
+                reason,
+                extra={"raft_event": "node_failed", "raft_node": self.config.address},
+            )
             self._driver.call(self._core.fail, reason)
             self._driver.call(self._driver.fail, reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from .lastbackup import LastBackup, newest
 from .messages import Message
 from .recent import Recent
 from .space import Space
+
+logger = logging.getLogger("django_raftsqlite.node")
 
 _CHANGES = {Role.VOTER: "promoted", Role.LEARNER: "learner", Role.NEWCOMER: "readmitted"}
 
@@ -69,6 +72,18 @@ class Measures:
             return  # elected again
         self.figures.leader_changes += 1
         former = None if previous is None else previous[0]
+        logger.info(
+            "node %s follows the leader %s in term %d",
+            self._address,
+            view.leader,
+            view.term,
+            extra={
+                "raft_event": "leader_changed",
+                "raft_node": self._address,
+                "raft_member": view.leader,
+                "raft_term": view.term,
+            },
+        )
         self._tell(LeaderChanged(self._address, view.leader, former, view.term))
 
     def tick(self, ask: Callable[[Callable[[int | None], None]], object]) -> None:
@@ -81,6 +96,12 @@ class Measures:
             ask(self._answered)
         elif 0 <= self._ready_at <= self._applied():
             self._ready = True
+            logger.info(
+                "node %s has caught up with its group at log index %d",
+                self._address,
+                self._ready_at,
+                extra={"raft_event": "node_ready", "raft_node": self._address, "raft_index": self._ready_at},
+            )
             self._tell(NodeReady(self._address, self._view.leader, self._ready_at))
 
     def on_members(self, before: Members | None, members: Members) -> None:
@@ -91,6 +112,18 @@ class Measures:
             was, now = before.get(address), members.get(address)
             if was is None or now is None or was.role is not now.role:
                 change = "added" if was is None else "removed" if now is None else _CHANGES[now.role]
+                logger.info(
+                    "node %s: member %s: %s",
+                    self._address,
+                    address,
+                    change,
+                    extra={
+                        "raft_event": f"member_{change}",
+                        "raft_node": self._address,
+                        "raft_member": address,
+                        "raft_index": members.index,
+                    },
+                )
                 self._tell(MemberChanged(self._address, address, change, members.index))
 
     def _answered(self, index: int | None) -> None:

@@ -213,6 +213,7 @@ class SnapshotSource:
                     copied.index,
                     copied.size / 2**20,
                     now - began,
+                    extra={"raft_event": "snapshot_made", "raft_index": copied.index},
                 )
             elif not isinstance(result, Stopped):
                 self._later(now)

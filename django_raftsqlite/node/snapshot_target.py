@@ -221,6 +221,11 @@ class SnapshotTarget:
                 transfer.source,
                 transfer.size / 2**20,
                 there / 2**20,
+                extra={
+                    "raft_event": "snapshot_begun",
+                    "raft_member": transfer.source,
+                    "raft_index": transfer.index,
+                },
             )
             self._ask(transfer)
 
@@ -309,7 +314,11 @@ class SnapshotTarget:
 
     def _installed(self, transfer: Transfer, error: Exception | None) -> None:
         if error is None:
-            logger.info("this node goes on from a copy of the database at log index %d", transfer.index)
+            logger.info(
+                "this node goes on from a copy of the database at log index %d",
+                transfer.index,
+                extra={"raft_event": "snapshot_taken", "raft_member": transfer.source, "raft_index": transfer.index},
+            )
             self.problem = None
         elif not isinstance(error, Stopped):
             self._tell(f"the copy of the database could not be taken over: {error}")

@@ -68,13 +68,20 @@ class Trust:
         except OSError as error:
             self._failed(f"that this node is suspect ({reason}) could not be written down: {error}")
             return
-        logger.error("node %s is suspect, and serves neither reads nor writes: %s", config.address, reason)
+        logger.error(
+            "node %s is suspect, and serves neither reads nor writes: %s",
+            config.address,
+            reason,
+            extra={"raft_event": "node_suspect", "raft_node": config.address, "raft_index": index},
+        )
         self._announce(reason)
         self._tell(Difference(config.address, config.address, reason, suspect=True, index=index))
 
     def undecided(self, member: str, reason: str, index: int) -> None:
         """This node or ``member`` is in the wrong, and nobody can tell which."""
-        logger.error("node %s: %s", self._config.address, reason)
+        node = self._config.address
+        told = {"raft_event": "divergence_undecided", "raft_node": node, "raft_member": member, "raft_index": index}
+        logger.error("node %s: %s", node, reason, extra=told)
         self._tell(Difference(self._config.address, member, reason, suspect=False, index=index))
 
     def wants_copy(self) -> bool:
@@ -94,4 +101,5 @@ class Trust:
             "node %s has the content of a sound member, and serves again; it was suspect: %s",
             self._config.address,
             reason,
+            extra={"raft_event": "node_restored", "raft_node": self._config.address},
         )

@@ -272,11 +272,15 @@ class Session(asyncio.Protocol):
 
     def _report(self, reason: str, level: int | None, error: BaseException | None) -> None:
         if self.peer is not None:
-            logger.log(level or logging.INFO, "The session with %s ended: %s", self.peer, reason, exc_info=error)
+            told = {"raft_event": "session_ended", "raft_member": self.peer}
+            logger.log(
+                level or logging.INFO, "The session with %s ended: %s", self.peer, reason, exc_info=error, extra=told
+            )
         elif self._dial is not None:
             self.failure = reason
         else:
-            logger.log(level or logging.WARNING, "Refused a connection from %s: %s", self.remote, reason)
+            told = {"raft_event": "connection_refused"}
+            logger.log(level or logging.WARNING, "Refused a connection from %s: %s", self.remote, reason, extra=told)
 
     def _release(self) -> None:
         if self._released:

@@ -174,7 +174,8 @@ class Transport:
         if old is not None:
             old.close("a new session of the same member took its place")
         self._open[peer] = session
-        logger.info("A session with %s began", peer)
+        told = {"raft_event": "session_began", "raft_node": self._config.address, "raft_member": peer}
+        logger.info("A session with %s began", peer, extra=told)
         for text in session.warnings:
             if (peer, text) not in self._told:
                 self._told.add((peer, text))

@@ -40,9 +40,10 @@ def test_a_node_counts_what_its_processes_do_and_what_it_applies(trio: Group) ->
     leader.read_barrier(timeout=10.0)
     after = leader.figures()
     assert after["writes"]["done"] - before["writes"]["done"] == 5
-    for name in ("commit", "apply", "batch", "batch_bytes"):
+    for name in ("commit", "batch"):
         assert _count(after, name) - _count(before, name) == 5, name
-    assert _count(after, "fsync") - _count(before, "fsync") >= 5
+    for name in ("apply", "batch_bytes", "fsync"):  # the group has entries of its own, too
+        assert _count(after, name) - _count(before, name) >= 5, name
     assert _count(after, "read_barrier") > _count(before, "read_barrier")
     assert after["counters"]["elections"] >= 1
 

@@ -160,6 +160,9 @@ def test_the_page_of_a_live_group_while_its_leader_is_killed(cluster: Cluster, v
         window = {"viewport": {"width": width, "height": 844}, "color_scheme": scheme, "is_mobile": width < 500}
         check_it_can_be_read(visit(own, **window), width)
     verify(visitor)
+    leader = next(node for node in pids if node not in {leader, own})
+    address = cluster.get(leader, "/node.json")["node"]
+    hand_over(visitor, address)
 
     page.locator("details summary").click()
     page.locator(".raft-plot").first.focus()
@@ -240,6 +243,14 @@ def verify(visitor: Visitor) -> None:
     visitor.sees("#recent-actions-module", "Raft group default")
     page.go_back()
     expect(page.locator("#raft-live")).to_be_visible()
+
+
+def hand_over(visitor: Visitor, address: str) -> None:
+    """A button of a member."""
+    visitor.page.get_by_role("button", name=f"Make leader: {address}").click()
+    visitor.sees("#content-main", address)
+    visitor.page.get_by_role("button", name="Make leader").click()
+    visitor.sees(".raft-summary", f"{address} leads, 3 of 3 members are in reach.")
 
 
 def check_it_can_be_read(visitor: Visitor, width: int) -> None:
