@@ -12,7 +12,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
-from django.test import Client
+from django.test import Client, override_settings
 from django.urls import reverse
 
 from django_raftsqlite import actions
@@ -247,11 +247,11 @@ def test_verify_and_backup_do_what_they_say(people: dict[str, Client], tmp_path:
     people[BOSS].post(f"{URL}default/verify/", {"confirmed": "1"})
     eventually(lambda: (node_status()["members"][0]["verified"] or {}).get("digest"), "it verifies")
     assert "all equal" in text_of(people[BOSS].get(URL))
-    assert "which is where backups would go" in text_of(people[BOSS].get(URL))
-    storages = {**settings.STORAGES, "backups": {"BACKEND": "django.core.files.storage.FileSystemStorage"}}
-    storages["backups"]["OPTIONS"] = {"location": str(tmp_path)}
-    from django.test import override_settings
-
+    others = {name: each for name, each in settings.STORAGES.items() if name != "backups"}
+    with override_settings(STORAGES=others):
+        assert "which is where backups would go" in text_of(people[BOSS].get(URL))
+    folder = {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(tmp_path)}}
+    storages = {**others, "backups": folder}
     with override_settings(STORAGES=storages):
         people[BOSS].post(f"{URL}default/backup/", {"confirmed": "1"})
         eventually(lambda: list(tmp_path.rglob("*.json")), "the backup is there")
