@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,6 +28,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     return exporter
 
 
@@ -71,6 +73,11 @@ def test_a_write_that_fails_is_an_error_without_its_message_or_its_values(
 def test_reads_have_no_span(connection: Any, spans: InMemorySpanExporter) -> None:
     connection.execute("SELECT 1").fetchall()
     assert spans.get_finished_spans() == ()
+
+
+def test_an_application_without_a_provider_pays_for_no_span(tmp_path: Path) -> None:
+    config = NodeConfig(name=tmp_path / "x.sqlite3", address="localhost", peers=("localhost",))
+    assert tracing.span(tracing.COMMIT, config) is tracing._nothing
 
 
 def test_all_works_without_the_package() -> None:
