@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
+from django.urls import reverse
 
 from django_raftsqlite import readiness, views
 from django_raftsqlite.access import may_look
@@ -224,3 +225,12 @@ def test_a_node_that_cannot_be_asked_is_an_error_and_503(
 def test_only_reading_methods_are_answered() -> None:
     for view in (views.livez, views.readyz, views.status, views.metrics):
         assert view(RequestFactory().post("/")).status_code == 405
+
+
+def test_the_paths_are_where_the_documents_say(ready: None, options: Any) -> None:
+    options("RAFTSQLITE_STATUS_TOKEN", TOKEN)
+    client = Client(headers={"Authorization": f"Bearer {TOKEN}"})
+    for name in ("livez", "readyz", "status", "metrics"):
+        assert reverse(f"django_raftsqlite:{name}") == f"/raft/{name}"
+        assert client.get(f"/raft/{name}").status_code == 200, name
+        assert Client().get(f"/raft/{name}").status_code == (200 if name.endswith("z") else 401), name
