@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from .applier import Applier, Applying, Outcomes
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
 from .facts import handshake_facts
+from .groupcommit import COMPANY, GroupCommit
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
@@ -77,9 +78,15 @@ class HostedNode:
             )
         self._turns = Turns(
             ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
-            give_back=lambda claim: self._driver.call(self._core.release, claim),
+            give_back=self._give_back,
             defer=lambda claim, index: self._driver.call(self._core.defer, claim, index),
+            term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108 - there is no lane yet
+        )
+        self._group_commit = GroupCommit(
+            # A leader has one entry under way at a time, so what comes meanwhile may be left.
+            self._send_together,
+            lambda: len(self._turns) > 0,
         )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
@@ -104,6 +111,7 @@ class HostedNode:
             on_message=self._on_message,
             on_view=self._on_view,
             on_told=self._on_told,
+            on_events=self._on_events,
             room=self._applier.room,
             facts=handshake_facts(config.registrars),
             name=str(config.name),
@@ -171,14 +179,33 @@ class HostedNode:
 
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
-        return self._execute(request, timeout=timeout, sent=lambda: None)
-
-    def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
         attempt = Attempt(request, self._patience.now() + timeout)
+
+        def send() -> None:
+            self._driver.leave(self._core.submit, attempt)
+
+        return self._execute(attempt, send)
+
+    def _commit(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
+        attempt = Attempt(request, self._patience.now() + timeout)
+
+        def send() -> None:
+            first = self._group_commit.add(attempt)
+            try:
+                sent()
+                if first:
+                    attempt.comes_within(COMPANY)
+            finally:
+                if first:
+                    self._group_commit.flush()
+
+        return self._execute(attempt, send)
+
+    def _execute(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
+        request = attempt.request
         self._requests.add(attempt)
         try:
-            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
-            sent()
+            send()
             settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
         finally:
             attempt.give_up()
@@ -214,7 +241,7 @@ class HostedNode:
             if isinstance(granted, Lost):
                 raise self._refused(granted)
             return LocalSession(
-                self._lane, self._turns, turn, pragmas, execute=self._execute, left=self._left_for_scratch
+                self._lane, self._turns, turn, pragmas, execute=self._commit, left=self._left_for_scratch
             )
         except Behind:
             self._turns.leave(turn)
@@ -308,6 +335,17 @@ class HostedNode:
     def _on_commit(self, index: int, term: int, payload: bytes) -> None:
         self._committed.append((index, term, payload))
         self._core.on_committed(index)
+
+    def _on_events(self) -> None:
+        self._core.on_events()
+
+    def _send_together(self, attempts: Sequence[Attempt]) -> None:
+        self._driver.leave(self._core.submit, *attempts)
+
+    def _give_back(self, claim: bytes) -> None:
+        # What was committed under the lease leaves before it.
+        self._group_commit.flush()
+        self._driver.call(self._core.release, claim)
 
     def _on_told(self) -> None:
         committed, self._committed = self._committed, []
