@@ -17,6 +17,7 @@ from .applier import Applier, Outcomes
 from .busy import Busy
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
+from .groupcommit import COMPANY, GroupCommit
 from .lane import ScratchLane
 from .latch import Latch
 from .patience import Patience
@@ -54,6 +55,7 @@ class Calls:
         *,
         requests: Requests,
         turns: Turns,
+        group_commit: GroupCommit,
         lane: ScratchLane,
         patience: Patience,
         trust: Trust,
@@ -68,6 +70,7 @@ class Calls:
         self._applied = applier.applied
         self._requests = requests
         self._turns = turns
+        self._group_commit = group_commit
         self._lane = lane
         self._patience = patience
         self._trust = trust
@@ -93,14 +96,33 @@ class Calls:
 
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
-        return self._execute(request, timeout=timeout, sent=lambda: None)
-
-    def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
         attempt = Attempt(request, self._patience.now() + timeout)
+
+        def send() -> None:
+            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
+
+        return self._execute(attempt, send)
+
+    def _commit(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
+        attempt = Attempt(request, self._patience.now() + timeout)
+
+        def send() -> None:
+            first = self._group_commit.add(attempt)
+            try:
+                sent()
+                if first:
+                    attempt.comes_within(COMPANY)
+            finally:
+                if first:
+                    self._group_commit.flush()
+
+        return self._execute(attempt, send)
+
+    def _execute(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
+        request = attempt.request
         self._requests.add(attempt)
         try:
-            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
-            sent()
+            send()
             settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
         finally:
             attempt.give_up()
@@ -132,7 +154,7 @@ class Calls:
             if isinstance(granted, Lost):
                 raise self._refused(granted)
             return LocalSession(
-                self._lane, self._turns, turn, pragmas, execute=self._execute, left=self._left_for_scratch
+                self._lane, self._turns, turn, pragmas, execute=self._commit, left=self._left_for_scratch
             )
         except Behind:
             self._turns.leave(turn)

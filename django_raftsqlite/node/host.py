@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from .core import Core
 from .divergence import PREFIX as DIVERGENCE
 from .divergence import Divergence
 from .facts import handshake_facts
+from .groupcommit import GroupCommit
 from .lane import ScratchLane
 from .lock import FolderLock
 from .logtime import LogTime
@@ -32,7 +33,7 @@ from .messages import Message
 from .patience import Patience
 from .protocol import Protocol
 from .report import Report
-from .requests import Request, Requests
+from .requests import Attempt, Request, Requests
 from .session import LocalSession
 from .staleness import Staleness
 from .startup import open_machine, raft_config
@@ -88,9 +89,15 @@ class HostedNode:
         machine, suspect = open_machine(config, self._trust.noted)
         self._turns = Turns(
             ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
-            give_back=lambda claim: self._driver.call(self._core.release, claim),
+            give_back=self._give_back,
             defer=lambda claim, index: self._driver.call(self._core.defer, claim, index),
+            term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108
+        )
+        self._group_commit = GroupCommit(
+            # A leader has one entry under way at a time, so what comes meanwhile may be left.
+            self._send_together,
+            lambda: len(self._turns) > 0,
         )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
@@ -117,6 +124,7 @@ class HostedNode:
             on_message=self._on_message,
             on_view=self._on_view,
             on_told=self._on_told,
+            on_events=self._on_events,
             room=self._applier.room,
             facts=handshake_facts(config.registrars),
             name=str(config.name),
@@ -152,6 +160,7 @@ class HostedNode:
             self._applier,
             requests=requests,
             turns=self._turns,
+            group_commit=self._group_commit,
             lane=self._lane,
             patience=self._patience,
             trust=self._trust,
@@ -304,6 +313,17 @@ class HostedNode:
     def _on_commit(self, index: int, term: int, payload: bytes) -> None:
         self._committed.append((index, term, payload))
         self._core.on_committed(index)
+
+    def _on_events(self) -> None:
+        self._core.on_events()
+
+    def _send_together(self, attempts: Sequence[Attempt]) -> None:
+        self._driver.leave(self._core.submit, *attempts)
+
+    def _give_back(self, claim: bytes) -> None:
+        # What was committed under the lease leaves before it.
+        self._group_commit.flush()
+        self._driver.call(self._core.release, claim)
 
     def _on_told(self) -> None:
         committed, self._committed = self._committed, []
