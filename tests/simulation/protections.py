@@ -132,7 +132,6 @@ PROTECTIONS = (
         "no votes while the leader is heard of",
         "a healthy leader is deposed",
         switches.no_stickiness,
-        seeds=10,
         directed=(f"{E}::test_r14_votes_are_not_given_while_the_leader_is_heard_of",),
     ),
     Protection(
