@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,6 +33,9 @@ TRANSACTION_MODES = ("DEFERRED", "IMMEDIATE", "EXCLUSIVE")
 OPTIONS = (
     "node",
     "peers",
+    "join",
+    "role",
+    "readmit",
     "secret",
     "tls",
     "reads",
@@ -142,12 +145,13 @@ class _Reader:
         self._check_keys()
         testing = bool(self.settings.get(TEST))
         address, peers = self._members()
+        join, learner = self._join(address), self._learner()
         secret, tls = self._secret(), self._tls()
-        self._check_security(address, peers, secret, tls)
+        self._check_security(address, (*peers, *join), secret, tls)
         if testing:
             # A test database is a group of its own: no peers, no ports, nothing fsynced, and a TestCase may
             # hold its transaction for minutes.
-            address, peers, secret, tls = LOCALHOST, (LOCALHOST,), None, None
+            address, peers, join, secret, tls = LOCALHOST, (LOCALHOST,), (), None, None
         lease_timeout = self._seconds("lease_timeout", _DEFAULT["lease_timeout"], *LEASE_TIMEOUT_RANGE)
         node = NodeConfig(
             name=self._name(),
@@ -170,9 +174,13 @@ class _Reader:
             durable=not testing,
             registrars=self._registrars(),
             on_divergence=self._on_divergence(),
-            observers=(Sender(self.alias),) if len(peers) > 1 else (),
             reluctant=not testing and is_short_lived(sys.argv),
+            join=join,
+            learner=learner and not testing,
+            readmit=self._readmit(),
         )
+        if not node.closed:
+            node = replace(node, observers=(Sender(self.alias),))
         max_staleness = self._seconds("max_staleness", MAX_STALENESS)
         return Configuration(
             node, Freshness(self._reads(), max_staleness), self._transaction_mode(), self._init_commands()
@@ -230,20 +238,29 @@ class _Reader:
         return Path("unnamed.sqlite3").absolute()
 
     def _members(self) -> tuple[str, tuple[str, ...]]:
-        node, peers = self._option("node"), self._option("peers")
+        node, peers, join = self._option("node"), self._option("peers"), self._option("join")
         if node is None:
-            if peers is not None:
+            if peers is not None or join is not None:
+                other = "peers" if peers is not None else "join"
                 self._problem(
                     "E003",
                     "node",
-                    'is missing, although "peers" is given.',
-                    'Write which of the peers this process is, such as "127.0.0.1:7101"; '
+                    f'is missing, although "{other}" is given.',
+                    'Write the address of this node, such as "127.0.0.1:7101"; '
                     "the environment variable of the alias can say it for each node.",
                 )
             return LOCALHOST, (LOCALHOST,)
         good = self._check_address("node", node)
-        if peers is None:
-            return (node, (node,)) if good else (LOCALHOST, (LOCALHOST,))
+        if join is not None and peers is not None:
+            self._problem(
+                "E003",
+                "join",
+                'is given, and so is "peers".',
+                'Write "peers" (the same on all nodes) to begin a group, or "join" for a node that comes later.',
+            )
+        if peers is None or join is not None:
+            own = node if good else LOCALHOST
+            return own, (own,) if join is None else ()
         if not isinstance(peers, list | tuple) or not peers:
             self._problem(
                 "E003",
@@ -268,6 +285,47 @@ class _Reader:
             )
             return LOCALHOST, (LOCALHOST,)
         return node, tuple(peers)
+
+    def _join(self, node: str) -> tuple[str, ...]:
+        join = self._option("join")
+        if join is None:
+            return ()
+        if not isinstance(join, list | tuple) or not join:
+            self._problem(
+                "E003",
+                "join",
+                f"is {kind(join)}." if join else "is empty.",
+                'Write a list of one member or more, such as ["127.0.0.1:7101"].',
+            )
+            return ()
+        faulty = [member for member in join if not self._check_address("join", member)]
+        if not faulty and node in join:
+            self._problem(
+                "E003", "join", f"names this node itself, {node!r}.", "Write the address of a member of the group."
+            )
+        return tuple(join)
+
+    def _learner(self) -> bool:
+        role = self._option("role")
+        if role not in (None, "voter", "learner"):
+            self._problem("E003", "role", f"is {role!r}.", 'Write "voter" or "learner".')
+        elif role == "learner" and self._option("join") is None:
+            self._problem(
+                "E003",
+                "role",
+                'is "learner", and "join" is missing: a group begins with voters.',
+                'Write "join": ["the address of a member"] in place of "peers".',
+            )
+        return bool(role == "learner")
+
+    def _readmit(self) -> bool:
+        readmit = self._option("readmit")
+        if readmit is None:
+            return True
+        if not isinstance(readmit, bool):
+            self._problem("E005", "readmit", f"is {readmit!r}.", "Write True or False.")
+            return True
+        return readmit
 
     def _check_address(self, option: str, address: object) -> bool:
         fault = "is not a string" if not isinstance(address, str) else parse_address(address)
@@ -335,13 +393,14 @@ class _Reader:
         return TLSFiles(**paths) if len(paths) == len(_TLS_FILES) else None
 
     def _check_security(self, address: str, peers: tuple[str, ...], secret: str | None, tls: TLSFiles | None) -> None:
-        if len(peers) < 2 or any(problem.id == "E004" for problem in self.problems):
+        count = len({address, *peers})
+        if count < 2 or any(problem.id == "E004" for problem in self.problems):
             return
         if secret is None and tls is None:
             self._problem(
                 "E004",
                 "secret",
-                f'is missing, and so is "tls": a group of {len(peers)} nodes would trust whoever connects.',
+                f'is missing, and so is "tls": a group of {count} nodes would trust whoever connects.',
                 'Write "secret" (the same random text on every node; loopback addresses only) or "tls" '
                 '({"certificate": path, "key": path, "authority": path}).',
             )

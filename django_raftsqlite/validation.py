@@ -3,10 +3,10 @@
 ========  =============================================================================
 E001      an unknown or misplaced option
 E002      NAME
-E003      node and peers
+E003      node, peers, join and role
 E004      secret and tls
 E005      timeout, election_timeout, apply_timeout, max_transaction_bytes, wal_limit, log_entries, log_bytes,
-          snapshot_rate, on_divergence, mode, host
+          snapshot_rate, on_divergence, readmit, mode, host
 E006      functions
 E007      reads, transaction_mode, init_command
 E008      the environment variable ``RAFTSQLITE_<ALIAS>``
@@ -14,6 +14,7 @@ W001      an even number of voting members
 W002      this version of Django is newer than the newest tested one
 W003      the files of the node belong to another user, or may not be read or written
 W004      a write gives up before a new leader can be elected
+W005      the settings name other members than the group has
 ========  =============================================================================
 """
 
@@ -31,6 +32,7 @@ from django.db import connections
 from django.db.backends.base.validation import BaseDatabaseValidation
 
 from .configuration import configure, find_problems
+from .node import roster
 from .node.api import NodeConfig
 
 NEWEST_TESTED_DJANGO = (6, 1)
@@ -85,14 +87,27 @@ def _django_version() -> Iterable[checks.CheckMessage]:
 
 
 def _members(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
+    known = roster.read(node.folder)
     count = len(node.peers)
-    if count % 2 == 0:
+    if known is None and count and count % 2 == 0:
         yield checks.Warning(
             f'DATABASES["{alias}"]["OPTIONS"]["peers"] has {count} members, which survive the loss of no more nodes '
             f"than {count - 1} would.",
             hint="Use 3 or 5 members.",
             id="raftsqlite.W001",
         )
+    if known is not None and node.peers not in ((), (node.address,)) and known.voters != set(node.peers):
+        yield checks.Warning(
+            f'DATABASES["{alias}"]["OPTIONS"]["peers"] names {_listed(node.peers)}, but the voters of the group are '
+            f"{_listed(known.voters)}. The group knows its members by itself; this setting only begins a new one.",
+            hint="Write the group's voters there, so that nobody is misled. They are changed by manage.py raft add "
+            "and manage.py raft remove.",
+            id="raftsqlite.W005",
+        )
+
+
+def _listed(addresses: Iterable[str]) -> str:
+    return ", ".join(sorted(addresses)) or "nobody"
 
 
 def _files(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
@@ -121,7 +136,7 @@ def _files(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
 
 def _timeouts(alias: str, node: NodeConfig) -> Iterator[checks.CheckMessage]:
     # An election starts at most two election timeouts after the leader's last word, and takes about one more.
-    if len(node.peers) > 1 and node.timeout < 3 * node.election_timeout:
+    if not node.closed and node.timeout < 3 * node.election_timeout:
         yield checks.Warning(
             f'DATABASES["{alias}"]["OPTIONS"]["timeout"] is {node.timeout:g} s, less than three times the '
             f"election_timeout of {node.election_timeout:g} s: writes fail whenever the leader changes.",

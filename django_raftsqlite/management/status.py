@@ -21,6 +21,8 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     role = str(status["role"])
     if status.get("reason"):
         role += f" ({status['reason']})"
+    if role == "joining":
+        role += f": {status.get('problem') or 'the group is asked to admit this node'}"
     pairs = [
         ("database", f"{alias}  {status['name']}"),
         ("node", status["node"]),

@@ -30,14 +30,16 @@ class NodeConfig:
     """One node of one group, checked and complete.
 
     ``name`` is the path of the SQLite file. ``address`` ("host:port") is the node's identity; ``peers`` are all
-    voting members, itself included; a group of one has ``peers == (address,)`` and opens no port. Times are
-    seconds. ``election_timeout`` is the least one, which grows where members are far away unless
-    ``fixed_election_timeout``. ``lease_timeout`` None: an idle holder of the write lease keeps it (test databases).
-    ``durable`` False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines may be put
-    off while one long statement is being applied; ``max_transaction_bytes`` the size of the largest transaction,
-    encoded; ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out. ``log_entries``
-    and ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is how fast
-    (bytes per second) the database is sent to those that lag more. ``registrars`` register SQL functions and
+    voters that its group begins with, itself included; a group of one has ``peers == (address,)``. A node that
+    comes later has none: it asks one of ``join`` to be admitted, as a ``learner`` or to become a voter. All that
+    matters only until the node's log knows the members. ``readmit``: a member whose folder was lost asks to be
+    admitted again. Times are seconds. ``election_timeout`` is the least one, which grows where members are far away
+    unless ``fixed_election_timeout``. ``lease_timeout`` None: an idle holder of the write lease keeps it (test
+    databases). ``durable`` False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines
+    may be put off while one long statement is being applied; ``max_transaction_bytes`` the size of the largest
+    transaction, encoded; ``wal_limit`` the size (bytes) of the -wal file above which old readers are found out.
+    ``log_entries`` and ``log_bytes`` are how much of the Raft log is kept for members that lag; ``snapshot_rate`` is
+    how fast (bytes per second) the database is sent to those that lag more. ``registrars`` register SQL functions and
     collations on every connection. ``mode`` is the mode of the files and the socket. ``on_divergence``: what a node
     does whose content differs from that of the majority, "resync" or "stop"; ``observers`` are told of it, in a
     thread of their own. ``reluctant``: this process will soon end, so that its node leaves leading the group to
@@ -66,7 +68,15 @@ class NodeConfig:
     on_divergence: Literal["resync", "stop"] = "resync"
     observers: tuple[Callable[[Difference], object], ...] = ()
     reluctant: bool = False
+    join: tuple[str, ...] = ()
+    learner: bool = False
+    readmit: bool = True
     protocols: tuple[int, int] = field(default_factory=lambda: (protocol.OLDEST, protocol.NEWEST))
+
+    @property
+    def closed(self) -> bool:
+        """No other node can belong to its group: it opens no port, since nobody could prove who they are."""
+        return len(self.peers) == 1 and not self.join and not (":" in self.address and (self.secret or self.tls))
 
     @property
     def folder(self) -> Path:
@@ -267,6 +277,14 @@ class Backend(Protocol):
 
         What is returned names that in the status: ``members[...]["verified"]["id"]``. Raises Unavailable and
         LeaseTimeout.
+        """
+
+    def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
+        """Have the leader "add" or "remove" a member, or "transfer" the leadership (to the most suitable one, if
+        ``address`` is empty); what was done, in words. ``learner``: it is to stay one.
+
+        An added member is a learner when this returns. Raises OperationalError with the reason where it is refused,
+        and Unavailable where nobody answered: it may still come about then.
         """
 
     def status(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..sqlite.machine import StateMachine
 from .checkpoints import Checkpoints
 from .divergence import Digests
 from .lane import ScratchLane
+from .latch import Latch
 from .progress import Applied
 from .worker import Stopped
 
@@ -31,6 +32,7 @@ COUNT_EVERY = 0.5
 RETRY_FOR = 5.0
 CHECK_EVERY = 1.0
 """Seconds without an entry after which it is looked whether another program changed the file."""
+ASK_EVERY = 0.1
 LONG = 0.25
 """Seconds after which the application of an entry is something that others are told of."""
 SHOWN = 80
@@ -76,6 +78,10 @@ class Installation:
     resync: bool
 
 
+Question = Latch[Exception | bool]
+"""Whether the file is still this node's alone, which the apply thread answers: True, or why not."""
+
+
 class Applier:
     """Owns the state machine, and the one thread that may use it.
 
@@ -84,7 +90,7 @@ class Applier:
     a fault nothing more is applied: applying the next entry would fork this node. A copy that is installed over a
     file that is not to be relied on ends that. ``written_back`` says, when it is closed, whether the file is on the
     disk without its WAL. ``state``, ``digests``, ``applied`` and :meth:`applying` may be
-    looked at from any thread.
+    looked at from any thread; ``resyncs`` is how often the file was replaced as a whole.
     """
 
     def __init__(
@@ -110,7 +116,7 @@ class Applier:
         self._distrusted = distrusted
         self._verify = verify
         self._protocol = protocol
-        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, int, bytes] | Installation | Question | None] = queue.SimpleQueue()
         self._checkpoints = Checkpoints(
             machine, lane, wal_limit, name=name, oldest=oldest, busy=lambda: not self._queue.empty()
         )
@@ -123,6 +129,7 @@ class Applier:
         self._counted = time.monotonic()
         self._present: tuple[int, float] | None = None
         self.written_back = False
+        self.resyncs = 0
         self.applied = Applied(machine.applied_index)
         self.digests = Digests()
         self.state = self._look()
@@ -151,6 +158,26 @@ class Applier:
         replaced, whatever has become of it.
         """
         self._queue.put(Installation(copy, index, done, resync))
+
+    def confirm(self, go_on: Callable[[], object], *, resyncs: int) -> None:
+        """Return when it is sure that what was read of the file since ``resyncs`` was its value is the group's alone.
+
+        Another program's write may be found up to a second later than a copy is made of it. ``go_on`` is called
+        again and again, and may raise to end the wait. Raises Distrust, and Stopped when nothing is applied any more
+        or the file is another one. For a thread that may wait.
+        """
+
+        def left() -> float:
+            go_on()
+            return ASK_EVERY
+
+        question = Question()
+        self._queue.put(question)
+        answer = question.wait(left)
+        if isinstance(answer, Exception):
+            raise answer
+        if self.resyncs != resyncs:
+            raise Stopped
 
     def room(self) -> bool:
         """Whether more should be handed over: what waits is bounded in memory."""
@@ -214,6 +241,9 @@ class Applier:
             if isinstance(entry, Installation):
                 self._install(entry)
                 continue
+            if isinstance(entry, Latch):
+                entry.set(self._answer())
+                continue
             if not self._stopped:
                 try:
                     self._apply(*entry)
@@ -225,6 +255,19 @@ class Applier:
                     logger.exception("log entry %d cannot be applied", entry[0])
                     self._failed(f"log entry {entry[0]} could not be applied: {error}")
             self._bytes_out += len(entry[2])
+
+    def _answer(self) -> Exception | bool:
+        if self._stopped:
+            return Stopped()
+        try:
+            self._check()
+        except Distrust as error:
+            self._stopped = True
+            self._distrusted(str(error))
+            return error
+        except Exception as error:
+            return error
+        return True
 
     def _install(self, wanted: Installation) -> None:
         def go_on() -> None:
@@ -264,6 +307,7 @@ class Applier:
             self.state = self._look()
             self.applied.jump(machine.applied_index)
             if wanted.resync:
+                self.resyncs += 1
                 self._stopped, self._tending = False, True
         wanted.done(problem)
         self._settled([])
@@ -279,7 +323,7 @@ class Applier:
         self.digests.add(machine.applied_index, machine.digest)
         return State(machine.applied_index, machine.base, machine.digest, machine.counts(), machine.protocol)
 
-    def _next(self) -> tuple[int, int, bytes] | Installation | None:
+    def _next(self) -> tuple[int, int, bytes] | Installation | Question | None:
         """The next entry, which is waited for; meanwhile the WAL is kept small, but not by a node that failed."""
         while not self._stopped and self._tending:
             try:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ..exceptions import Error, HostLost, NotSupportedError, Unavailable
+from ..exceptions import Error, HostLost, NotSupportedError, OperationalError, Unavailable
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
+from ..raft.members import ChangeRefused
 from ..sqlite.entry import ItemKind, Outcome, Status
 from .api import LeaseLost, NodeConfig
 from .applier import Applier, Outcomes
@@ -20,6 +21,7 @@ from .core import Core, Opening, Refused
 from .groupcommit import COMPANY, GroupCommit
 from .lane import ScratchLane
 from .latch import Latch
+from .membership import Membership, Wish
 from .patience import Patience
 from .protocol import VERIFY, Protocol, in_words
 from .requests import Attempt, OriginClosed, Request, Requests
@@ -61,6 +63,7 @@ class Calls:
         trust: Trust,
         busy: Busy,
         protocol: Protocol,
+        membership: Membership,
         view: Callable[[], RaftView],
     ) -> None:
         self._config = config
@@ -76,6 +79,7 @@ class Calls:
         self._trust = trust
         self._busy = busy
         self._protocol = protocol
+        self._membership = membership
         self._view = view
         self._opening: set[bytes] = set()
         self._mutex = threading.Lock()
@@ -249,6 +253,21 @@ class Calls:
             raise self._unavailable("the verification was not ordered")
         return verification.hex()
 
+    def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
+        """See Backend."""
+        wish = Wish(verb, address, learner=learner)
+        self._driver.call(self._membership.ask, wish)
+        answer = wish.wait(self._patience.until(self._patience.now() + timeout))
+        if answer is None:
+            self._driver.call(self._membership.give_up, wish)
+            if wish.refused is not None:
+                raise OperationalError(wish.refused)
+            what = "the leader did not change" if verb == "transfer" else "the members were not changed"
+            raise self._unavailable(what)
+        if isinstance(answer, ChangeRefused):
+            raise OperationalError(str(answer))
+        return answer
+
     def _need(self, protocol: int, what: str, *, timeout: float) -> None:
         """Wait until the group uses this version of the protocol, unless a member is known not to speak it.
 
@@ -288,7 +307,7 @@ class Calls:
         self._core.open_origin(opening)
 
     def _refused(self, refused: Refused | Lost) -> Error | LeaseLost:
-        return of_refusal(refused, self._view(), len(self._config.peers), self._busy.anywhere())
+        return of_refusal(refused, self._view(), self._config.address, self._busy.anywhere())
 
     def _unavailable(self, what: str) -> Unavailable:
-        return unavailable(what, self._view(), len(self._config.peers), self._busy.anywhere())
+        return unavailable(what, self._view(), self._config.address, self._busy.anywhere())

@@ -29,6 +29,10 @@ class LogPort(Protocol):
 
     def compact(self, index: int) -> None: ...
 
+    @property
+    def must_cut(self) -> bool:
+        """The log is to be cut whatever its size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -83,6 +87,10 @@ class Compaction:
         self._next = now + LOOK_EVERY
         slack = SLACK if now - self._cut < CUT_EVERY else 1.0
         count, size = view.last_index - view.first_index, self._log.log_bytes
+        if self._log.must_cut and view.commit_index > view.first_index:
+            self._busy = True
+            self._run(self._on_disk, lambda result: self._synced(view.commit_index, result))
+            return
         if count <= slack * self._entries and size <= slack * self._size:
             return
         index = view.last_index - self._entries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +44,10 @@ class Digests:
         self._kept = {}
 
 
-def majority(votes: Mapping[str, bytes], members: int) -> bytes | None:
-    """What more than half of all ``members`` have, among those whose ``votes`` are known."""
-    for value, count in Counter(votes.values()).most_common(1):
-        if count > members // 2:
+def majority(votes: Mapping[str, bytes], voters: Set[str]) -> bytes | None:
+    """What more than half of all ``voters`` have, among those whose ``votes`` are known; others have no say."""
+    for value, count in Counter(vote for voter, vote in votes.items() if voter in voters).most_common(1):
+        if count > len(voters) // 2:
             return value
     return None
 
@@ -69,7 +69,7 @@ class Divergence:
     any later entry finds it: what each member says of itself twice a second is enough, and acknowledgements need not
     carry it. (They could not carry that of their own entries: an entry is acknowledged before it is applied.)
     When a member's digest is another one than the leader's, all are asked for theirs at that entry. If more than half
-    of all members have the same, the others are told that they are suspect, be it the leader itself. Without such a
+    of all voters have the same, the others are told that they are suspect, be it the leader itself. Without such a
     majority (two members; three, of which one is away) nobody can tell who is wrong: to guess could destroy the only
     sound copy, and to stop both would turn a difference in one row into an outage. So both go on, and both say so.
 
@@ -80,7 +80,6 @@ class Divergence:
     def __init__(
         self,
         address: str,
-        members: int,
         digests: Digests,
         *,
         send: Callable[[str, Message], object],
@@ -89,7 +88,6 @@ class Divergence:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
-        self._members = members
         self._digests = digests
         self._send = send
         self._accused = accused
@@ -161,7 +159,7 @@ class Divergence:
         return found
 
     def _count(self, vote: Vote, view: RaftView, heard: Mapping[str, Message]) -> None:
-        right = majority(vote.answers, self._members)
+        right = majority(vote.answers, view.members.voters)
         complete = all(peer in vote.answers for peer in view.connected if _sound(heard.get(peer, {})))
         if right is None:
             if complete:

@@ -13,10 +13,11 @@ from ..exceptions import OperationalError
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
+from ..raft.members import Members
 from ..sqlite.connections import Snapshot
 from ..sqlite.entry import Outcome
 from ..sqlite.scratch import Scratch
-from . import fingerprint
+from . import fingerprint, roster
 from .api import NodeConfig
 from .applier import Applier
 from .busy import Busy
@@ -29,11 +30,14 @@ from .groupcommit import GroupCommit
 from .lane import ScratchLane
 from .lock import FolderLock
 from .logtime import LogTime
+from .membership import PREFIX as MEMBERS
+from .membership import Membership
 from .messages import Message
 from .patience import Patience
 from .protocol import Protocol
 from .report import Report
 from .requests import Attempt, Request, Requests
+from .roster import is_alone
 from .session import LocalSession
 from .staleness import Staleness
 from .startup import open_machine, raft_config
@@ -77,11 +81,13 @@ class HostedNode:
         self._lock = lock
         self._closing = False
         self._view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
+        self._noted: Members | None = None
         self._committed: list[tuple[int, int, bytes]] = []  # which apply is yet to be given
         self._expired = time.monotonic()
         # The parts call each other once all of them are there: hence the lambdas.
         self._trust = Trust(
             config,
+            alone=self._alone,
             stop_applying=lambda: self._applier.halt(),  # noqa: PLW0108
             announce=self._on_suspect,
             failed=self._fail,
@@ -117,7 +123,7 @@ class HostedNode:
         self._patience = Patience(config.apply_timeout)
         requests = Requests()
         self._driver = RaftDriver(
-            raft_config(config, machine.protocol),
+            raft_config(config, machine.protocol, taken_over=machine.applied_index == 0 and machine.holds_tables()),
             applied=None if suspect is not None else machine.applied_index,
             applied_term=machine.applied_term,
             on_commit=self._on_commit,
@@ -148,10 +154,11 @@ class HostedNode:
             config.address,
             config.protocols,
             used=lambda: self._applier.state.protocol,
-            members=lambda: [member.address for member in self._driver.view.members] or config.peers,
+            members=lambda: frozenset(self._driver.view.members.by_address),
             heard=self._core.heard,
             raise_to=self._core.leader.use_protocol,
         )
+        self._membership = Membership(config.address, self._driver, clock=time.monotonic)
         self._busy = Busy(self._applier, self._core, last_index=lambda: self._view.last_index)
         self._calls = Calls(
             config,
@@ -166,6 +173,7 @@ class HostedNode:
             trust=self._trust,
             busy=self._busy,
             protocol=self._protocol,
+            membership=self._membership,
             view=lambda: self._view,
         )
         self._upkeep = Upkeep(
@@ -180,7 +188,6 @@ class HostedNode:
         )
         self._divergence = Divergence(
             config.address,
-            len(config.peers),
             self._applier.digests,
             send=self._driver.send,
             accused=self._distrust,
@@ -188,7 +195,6 @@ class HostedNode:
         )
         self._verification = Verification(
             config.address,
-            len(config.peers),
             name=config.name.name,
             call=self._driver.call,
             send=self._driver.send,
@@ -212,7 +218,7 @@ class HostedNode:
         )
         if suspect is not None:
             self._distrust(suspect)
-        if config.durable and len(config.peers) > 1:
+        if config.durable and not is_alone(config):
             fingerprint.begin(config.folder)
         else:
             fingerprint.forget(config.folder)
@@ -282,6 +288,10 @@ class HostedNode:
         """See Backend."""
         return self._calls.verify(timeout=timeout)
 
+    def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
+        """See Backend."""
+        return self._calls.change_members(verb, address, learner=learner, timeout=timeout)
+
     def status(self) -> dict[str, Any]:
         """See Backend."""
         status = self._calls.ask(self._report.status)
@@ -336,6 +346,8 @@ class HostedNode:
             self._upkeep.on_message(peer, message)
         elif kind.startswith(DIVERGENCE):
             self._divergence.on_message(peer, message, self._driver.view, suspect=self.suspect is not None)
+        elif kind.startswith(MEMBERS):
+            self._membership.on_message(peer, message)
         elif kind.startswith(VERIFIED):
             self._verification.on_message(peer, message, self._driver.view)
         else:
@@ -347,6 +359,17 @@ class HostedNode:
         if self.failed is None:
             self._view = view
         self._core.on_view(view)
+
+    def _note_members(self, view: RaftView) -> None:
+        members = view.members
+        if members.index and members.index <= view.commit_index and members != self._noted:
+            self._noted = members
+            roster.write(self.config.folder, members, self.config.mode)
+
+    def _alone(self) -> bool:
+        """There is no other member. Any thread."""
+        members = self._view.members
+        return members.by_address.keys() == {self.config.address} if members.index else is_alone(self.config)
 
     def _on_installed(self, resync: bool) -> None:
         """The file holds another node's state."""
@@ -365,6 +388,8 @@ class HostedNode:
         self._driver.prefer(self._core.willing())
         self._protocol.tick(self._driver.view)
         self._core.tick()
+        self._membership.tick()
+        self._note_members(self._driver.view)
         self._upkeep.tick()
         self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)
         self._verification.tick(self._driver.view, self._core.heard())

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
+from ..raft.members import Member, Role
 from ..sqlite.connections import Snapshot
 from .api import NodeConfig
 from .applier import Applier, Applying
@@ -68,7 +69,7 @@ class Report:
         return {
             "node": self._config.address,
             "name": str(self._config.name),
-            "role": "failed" if self._failed() else view.role,
+            "role": self._role(view),
             "reason": self._failed() or view.reason,
             "suspect": self._trust.suspect,
             "differs": self._divergence.differs,
@@ -86,7 +87,9 @@ class Report:
             "applying": _plain(self._busy.here()),
             "wal_bytes": self._applier.wal_bytes,
             "oldest_snapshot": self._snapshot_age(),
-            "members": [self._member(address, view) for address in self._config.peers],
+            "members": [self._member(member, view) for member in view.members],
+            "waiting_to_join": view.waiting,
+            "problem": view.problem,
             "host": {"pid": os.getpid(), "reluctant": self._config.reluctant},
             "lease": self._at_work(),
             "waiting": len(self._core.leader.sequencer) + len(self._turns),
@@ -107,12 +110,23 @@ class Report:
         told: str | None = self._core.peers.get(holder.source, {}).get("turn")
         return told
 
-    def _member(self, address: str, view: RaftView) -> dict[str, Any]:
+    def _role(self, view: RaftView) -> str:
+        if self._failed():
+            return "failed"
+        me = view.members.get(self._config.address)
+        if view.waiting or (me is None and view.role == "follower"):
+            return "joining"
+        return view.role if me is None or me.role is Role.VOTER else me.role.value
+
+    def _member(self, member: Member, view: RaftView) -> dict[str, Any]:
         """A member as this node knows it; its own words about itself are up to half a second old."""
+        address = member.address
         own = address == self._config.address
         told = {**self.progress(), "heard": time.monotonic()} if own else self._core.peers.get(address, {})
         applied = told.get("applied")
         role = "leader" if address == view.leader else "unknown" if view.leader is None else "follower"
+        if member.role is not Role.VOTER:
+            role = member.role.value
         return {
             "address": address,
             "role": role,

@@ -126,6 +126,9 @@ class _Connection:
             "staleness": self._staleness,
             "reach": self._reach,
             "status": self._status,
+            "members": lambda verb, address, learner, timeout: host.change_members(
+                verb, address, learner=learner, timeout=timeout
+            ),
             "verify": lambda timeout: host.verify(timeout=timeout),
         }
 

@@ -12,6 +12,7 @@ from ..sqlite import forking
 from ..sqlite.machine import StateMachine
 from . import fingerprint
 from .api import NodeConfig
+from .roster import is_alone
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -30,7 +31,7 @@ def open_machine(config: NodeConfig, suspect: str | None) -> tuple[StateMachine,
             f"the group of {config.name} uses protocol {machine.protocol}, and this version of django-raftsqlite "
             f"speaks {config.protocols[1]} at most: it cannot be downgraded any more"
         )
-    if len(config.peers) > 1 and machine.applied_index == 0 and machine.holds_tables() and not suspect:
+    if not is_alone(config) and machine.applied_index == 0 and machine.holds_tables() and not suspect:
         machine.close()
         raise OperationalError(
             f"{config.name} holds tables that did not come through the log of this group, so the other nodes "
@@ -48,7 +49,7 @@ def _open(config: NodeConfig, suspect: str | None) -> tuple[StateMachine, str | 
     try:
         return make(), suspect
     except (apsw.CorruptError, apsw.NotADBError) as error:
-        if len(config.peers) == 1:
+        if is_alone(config):
             raise
         aside = fingerprint.set_aside(config.name)
         return make(), f"SQLite could not use its database file, which lies at {aside} now: {error}"
@@ -57,14 +58,17 @@ def _open(config: NodeConfig, suspect: str | None) -> tuple[StateMachine, str | 
 def _touched(config: NodeConfig) -> str | None:
     """What was done to the file while the node was stopped, which the other nodes' files lack."""
     change = fingerprint.changed(config.name, config.folder)
-    if change is not None and len(config.peers) == 1:
+    if change is not None and is_alone(config):
         logger.warning("node %s: %s; there is no other node to differ from", config.address, change)
         return None
     return change
 
 
-def raft_config(config: NodeConfig, protocol: int) -> RaftConfig:
-    """What the layer below is to know of the node's configuration; ``protocol`` is what its group uses."""
+def raft_config(config: NodeConfig, protocol: int, *, taken_over: bool) -> RaftConfig:
+    """What the layer below is to know of the node's configuration; ``protocol`` is what its group uses.
+
+    ``taken_over``: the file holds tables that did not come through the log.
+    """
     tls = config.tls
     log = config.folder / "log.sqlite3"
     forking.remember(log)
@@ -81,5 +85,9 @@ def raft_config(config: NodeConfig, protocol: int) -> RaftConfig:
         durable=config.durable,
         mode=config.mode,
         reluctant=config.reluctant,
+        taken_over=taken_over,
+        join=config.join,
+        learner=config.learner,
+        readmit=config.readmit,
         protocols=(max(config.protocols[0], protocol), config.protocols[1]),
     )

@@ -24,18 +24,20 @@ class Trust:
     A node becomes suspect once, whoever finds out, on any thread: ``stop_applying`` is called; it is written down
     (:class:`~.suspicion.Mark`), so that no process of the node reads on; ``announce(reason)``, which must not
     wait, and the observers, in a thread of their own, are told. ``failed(reason)`` is called where that is not
-    possible: nobody to be healed by, or no word on the disk. Only :meth:`restored` ends it.
+    possible: nobody to be healed by (``alone()``), or no word on the disk. Only :meth:`restored` ends it.
     """
 
     def __init__(
         self,
         config: NodeConfig,
         *,
+        alone: Callable[[], bool],
         stop_applying: Callable[[], object],
         announce: Callable[[str], object],
         failed: Callable[[str], object],
     ) -> None:
         self._config = config
+        self._alone = alone
         self._stop_applying = stop_applying
         self._announce = announce
         self._failed = failed
@@ -53,7 +55,7 @@ class Trust:
     def distrust(self, reason: str, index: int | None = None) -> None:
         """The file is not what the group decided, or may not be; ``index``: since that log entry. Any thread."""
         config = self._config
-        if len(config.peers) == 1:
+        if self._alone():
             self._failed(reason)
             return
         with self._mutex:

@@ -69,7 +69,10 @@ class Upkeep:
         )
 
         def make(path: Path, go_on: Callable[[], object]) -> Copied:
-            return copy_database(config.name, path, config.mode, go_on)
+            resyncs = applier.resyncs
+            copied = copy_database(config.name, path, config.mode, go_on)
+            applier.confirm(go_on, resyncs=resyncs)
+            return copied
 
         self._source = SnapshotSource(
             config.folder,

@@ -47,7 +47,7 @@ def raise_unless_done(outcome: Outcome) -> None:
             )
 
 
-def of_refusal(refused: Refused | Lost, view: RaftView, members: int, busy: object = None) -> Error | LeaseLost:
+def of_refusal(refused: Refused | Lost, view: RaftView, address: str, busy: object = None) -> Error | LeaseLost:
     """The leader refused, or this node before it asked; the request is surely not in the log."""
     match refused.reason:
         case "locked":
@@ -61,7 +61,7 @@ def of_refusal(refused: Refused | Lost, view: RaftView, members: int, busy: obje
         case "failed":
             return Unavailable(f"this node stopped itself: {refused}", "failed")
         case _:
-            return unavailable(str(refused), view, members, busy)
+            return unavailable(str(refused), view, address, busy)
 
 
 def locked(holder: str, busy: object = None) -> LeaseTimeout:
@@ -69,16 +69,20 @@ def locked(holder: str, busy: object = None) -> LeaseTimeout:
     return LeaseTimeout(f"database is locked: the write lease is held by {holder}{_busy_with(busy)}")
 
 
-def unavailable(what: str, view: RaftView, members: int, busy: object = None) -> Unavailable:
-    """``what`` did not happen in time; why, as far as this node can see in a group of ``members``.
+def unavailable(what: str, view: RaftView, address: str, busy: object = None) -> Unavailable:
+    """``what`` did not happen in time; why, as far as this node, ``address``, can see.
 
     ``busy`` is the long statement that keeps this node or the leader, if there is one.
     """
     if view.role == "failed":
         return Unavailable(f"{what}: this node stopped itself: {view.reason}", "failed")
-    reachable = len(view.connected) + 1
-    if reachable <= members // 2:
-        return Unavailable(f"{what}: no quorum ({reachable} of {members} members are in reach)", "no quorum")
+    if view.waiting:
+        why = view.problem or "it asks for that"
+        return Unavailable(f"{what}: the group has not admitted this node yet ({why})", "no quorum")
+    voters = view.members.voters
+    reachable = voters & {*view.connected, address}
+    if voters and not view.members.quorum(reachable):
+        return Unavailable(f"{what}: no quorum ({len(reachable)} of {len(voters)} voters are in reach)", "no quorum")
     if view.leader is None:
         return Unavailable(f"{what}: no leader is known at the moment", "no leader")
     return Unavailable(f"{what}: too slow (the leader is {view.leader}){_busy_with(busy)}", "too slow")

@@ -41,7 +41,6 @@ class Verification:
     def __init__(
         self,
         address: str,
-        members: int,
         *,
         name: str,
         call: Callable[..., object],
@@ -50,7 +49,6 @@ class Verification:
         accused: Callable[[str, int], object],
     ) -> None:
         self._address = address
-        self._members = members
         self._send = send
         self._pin = pin
         self._accused = accused
@@ -114,7 +112,7 @@ class Verification:
             for member, told in everybody.items()
             if told["id"] == mine["id"] and told["digest"] is not None
         }
-        right = majority(votes, self._members)
+        right = majority(votes, view.members.voters)
         wrong = frozenset(member for member, digest in votes.items() if digest != right)
         if right is None or self._told == (mine["id"], wrong):
             return

@@ -14,6 +14,10 @@ from .members import Members
 logger = logging.getLogger("django_raftsqlite.raft")
 
 CLUSTER = "cluster_id"
+TAKEN_OVER = "taken_over"
+"""Key of the note that the state machine began with a state that never came through the log."""
+RENAMED = "renamed"
+"""Key of the note that the only member has another address now, which no entry tells yet."""
 _ADMITTED = "admitted"
 """Key of the index of the configuration with which this log was admitted to the group."""
 _CONTACTS = "contacts"
@@ -22,12 +26,19 @@ _ESTRANGED = "estranged"
 _REMOVED = "removed"
 
 
+def forget_admission(log: RaftLog) -> None:
+    """What the log knows of how it came to its group is of no use any more. Durable after the next sync."""
+    for key in (_ADMITTED, _CONTACTS, _ESTRANGED, _REMOVED):
+        log.set_meta(key, b"")
+
+
 class Admission:
     """What one member knows of its own belonging to the group; the log keeps it.
 
     ``waiting``: the group has not admitted this log. The node asks for it and takes no part until then: it neither
     votes nor takes entries, since it may have voted, and acknowledged, with the disk that is gone.
-    ``removed`` says, once it is so for good, why this node does not belong to the group any more.
+    ``told_leader`` is who leads, by what others say. ``removed`` says, once it is so for good, why this node does
+    not belong to the group any more.
 
     Belongs to the loop's thread, as the log does.
     """
@@ -35,7 +46,7 @@ class Admission:
     def __init__(self, config: RaftConfig, log: RaftLog) -> None:
         self._config = config
         self._log = log
-        self._leader = ""
+        self.told_leader = ""
         self._told: str | None = None
         self.problem: str | None = None
         removed = log.get_meta(_REMOVED)
@@ -77,8 +88,8 @@ class Admission:
                 *self._config.peers,
                 *msgpack.unpackb(self._log.get_meta(_CONTACTS) or b"\x90"),
             }
-        if self.waiting and self._leader:
-            known.add(self._leader)
+        if self.waiting and self.told_leader:
+            known.add(self.told_leader)
         return frozenset(known - {self._config.address})
 
     def on_reply(self, message: dict[str, Any]) -> bool:
@@ -86,7 +97,7 @@ class Admission:
         if not self.waiting:
             return False
         if not message["index"]:
-            self._leader = message["leader"] or self._leader
+            self.told_leader = message["leader"] or self.told_leader
             if message["refused"]:
                 self._tell(f"the group does not admit this node: {message['refused']}")
             return False

@@ -40,9 +40,9 @@ def check(members: Members, changed: Members, *, commit_index: int, established:
     term is committed (the fault in the first description of single-server changes, Raft thesis section 4.1).
     """
     if not established:
-        raise ChangeRefused("the leader has just been elected; try again")
+        raise ChangeRefused("the leader has just been elected; try again", passing=True)
     if members.index > commit_index:
-        raise ChangeRefused("another change of the members is under way; try again when it is done")
+        raise ChangeRefused("another change of the members is under way; try again when it is done", passing=True)
     if not changed.quorum(heard):
         there = len(changed.voters & heard)
         raise ChangeRefused(

@@ -21,7 +21,8 @@ class RaftConfig:
     that. It grows with the round trip to the nearest majority (:class:`~.roundtrips.RoundTrips`) unless
     ``fixed_timeout``. ``certificate``/``key``/``authority`` are PEM paths, all or none. ``durable`` False: the log is
     not fsynced (test databases). ``mode`` is the mode of the log's files. ``reluctant``: it leaves leading to others
-    that can; see :class:`~.reluctance.Reluctance`. ``protocols``: the oldest version of the protocol that it speaks,
+    that can; see :class:`~.reluctance.Reluctance`. ``taken_over``: the state machine begins with a state that does
+    not come through the log. ``protocols``: the oldest version of the protocol that it speaks,
     which :meth:`~.driver.RaftDriver.speak` raises, and the newest.
     """
 
@@ -38,6 +39,7 @@ class RaftConfig:
     mode: int = 0o600
     reluctant: bool = False
     protocols: tuple[int, int] = (1, 1)
+    taken_over: bool = False
     join: tuple[str, ...] = ()
     learner: bool = False
     readmit: bool = True

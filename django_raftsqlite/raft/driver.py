@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import secrets
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .admission import CLUSTER
+from .admission import CLUSTER, RENAMED, TAKEN_OVER
 from .config import RaftConfig, RaftView
 from .filter import ProtocolViolation
 from .handshake import Identity
@@ -271,7 +272,7 @@ class RaftDriver:
         It is done when that index is committed with this term. Raises ChangeRefused.
         """
         if self._replica is None or self._failed is not None or self._stopping:
-            raise ChangeRefused("this node does not lead the group")
+            raise ChangeRefused("this node does not lead the group", passing=True)
         try:
             index = self._replica.change(make)
         except LogFault as fault:
@@ -280,13 +281,16 @@ class RaftDriver:
         self._want_settle()
         return index
 
-    def transfer(self, to: str | None) -> bool:
-        """As the leader, ask another voter to take over, the most suitable one if none is named; False: that cannot
-        be done now. True says that it was asked."""
-        asked: list[bool] = []
-        self._with_replica(lambda replica: asked.append(replica.transfer_leadership(to)))
+    def transfer(self, to: str | None) -> None:
+        """As the leader, have another voter take over, the most suitable one if none is named. Whether it does shows
+        in the view."""
+        self._with_replica(lambda replica: replica.hand_over(to))
         self._want_settle()
-        return asked == [True]
+
+    @property
+    def must_cut(self) -> bool:
+        """See :attr:`Replica.must_cut`."""
+        return self._replica is not None and self._failed is None and self._replica.must_cut
 
     def installed(self, index: int, term: int) -> None:
         """See :meth:`Replica.installed`."""
@@ -386,7 +390,7 @@ class RaftDriver:
         replica, log = self._replica, self._log
         if replica is None or log is None or self._transport is None:
             return
-        seen = (replica.members, replica.admission.waiting, replica.leader if replica.admission.waiting else None)
+        seen = (replica.members, replica.admission.waiting, replica.admission.told_leader)
         if seen != self._followed:
             self._followed = seen
             self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
@@ -399,7 +403,14 @@ class RaftDriver:
         be meant."""
         config, stored = self.config, log.members
         for member in stored:
-            if member.id == log.member_id and member.address != config.address:
+            if member.address != config.address and stored.voters == {member.address} and len(stored.all) == 1:
+                # Nobody else knows it by its address.
+                renamed = Members(stored.index, (replace(member, address=config.address),))
+                log.found(renamed)
+                log.set_meta(RENAMED, b"1")
+                log.sync()
+                stored = renamed
+            elif member.id == log.member_id and member.address != config.address:
                 raise ValueError(
                     f"The log {config.log} is that of the member {member.address}, not of {config.address}. Restore "
                     "the old address; or have it removed from the group, move the folder away, and join with the new "
@@ -412,7 +423,10 @@ class RaftDriver:
                 f"settings say {now}. Restore the old peers setting, or move the folder away to begin anew."
             )
         if log.get_meta(CLUSTER) is None and config.peers:
-            log.set_meta(CLUSTER, cluster_id(config.peers))
+            alone = config.peers == (config.address,)
+            log.set_meta(CLUSTER, secrets.token_bytes(16) if alone else cluster_id(config.peers))
+            if config.taken_over:
+                log.set_meta(TAKEN_OVER, b"1")
             log.sync()
 
     async def _close(self) -> None:

@@ -25,7 +25,11 @@ class Role(StrEnum):
 
 
 class ChangeRefused(Exception):
-    """A change of the members that is not made. The text says why, and what to do."""
+    """A change of the members that is not made. The text says why, and what to do; ``passing``: try again soon."""
+
+    def __init__(self, text: str, *, passing: bool = False) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,15 @@ class Members:
         )
 
     def add(self, address: str, *, learner: bool, member_id: bytes = b"") -> Members:
-        """With another member. Raises ChangeRefused when it is one."""
-        if address in self:
-            raise ChangeRefused(f"{address} is a {self.by_address[address].role} already")
+        """With another member, or with a learner that is to become a voter, or is not. Raises ChangeRefused."""
+        role = Role.LEARNER if learner else Role.NEWCOMER
+        member = self.by_address.get(address)
+        if member is not None and member.role in (Role.VOTER, role):
+            raise ChangeRefused(f"{address} is a {member.role} already")
+        if member is not None:
+            return self._with(replace(m, role=role) if m is member else m for m in self.all)
         if len(self.all) >= MOST:
             raise ChangeRefused(f"a group has {MOST} members at most")
-        role = Role.LEARNER if learner else Role.NEWCOMER
         return self._with([*self.all, Member(address, role, member_id)])
 
     def readmit(self, address: str, member_id: bytes) -> Members:

@@ -8,12 +8,12 @@ from typing import Any
 import pysyncobj.syncobj as library
 
 from . import changes
-from .admission import CLUSTER, Admission
+from .admission import CLUSTER, RENAMED, TAKEN_OVER, Admission
 from .config import RaftConfig, RaftView
 from .consensus import Consensus
 from .filter import ADMISSION, ANSWERS, PROMISES, QUESTIONS, Filter, Message, ProtocolViolation, validated
 from .log import MAX_ENTRY, RaftLog
-from .members import ChangeRefused, Members, Role
+from .members import ID_BYTES, ChangeRefused, Members, Role
 from .prevote import PreVote
 from .reads import Done, ReadIndex
 from .reluctance import Reluctance
@@ -74,6 +74,7 @@ class Replica:
         self._seen = Members.none()
         self._noticed: dict[str, int] = {}
         self._asked = float("-inf")
+        self._handing: tuple[str | None, int, float] | None = None
         self._catch_up = changes.CatchUp(config.election_timeout)
         self.admission = Admission(config, log)
         self.sessions_stale = False
@@ -429,6 +430,7 @@ class Replica:
         self.flush()
         self.announce()
         self._give_way(now)
+        self._go_on_handing_over()
         self._ask_to_be_admitted(now)
         if self.is_leader:
             self._lead_members(now)
@@ -628,15 +630,32 @@ class Replica:
         self._reads.add(done)
         self._reads_begin()
 
-    def transfer_leadership(self, to: str | None = None) -> bool:
+    def hand_over(self, to: str | None) -> None:
+        """Leader only: hand over to a voter, or to the most suitable one, within an election timeout.
+
+        Nothing new should be proposed meanwhile (:attr:`giving_way`), so that it gets all there is.
+        """
+        self._handing = (to, self.term, library.monotonicTime() + self._raft.least_timeout)
+        self._go_on_handing_over()
+
+    def _go_on_handing_over(self) -> None:
+        if self._handing is None:
+            return
+        to, term, deadline = self._handing
+        if not self.is_leader or self.term != term or library.monotonicTime() > deadline:
+            self._handing = None
+        elif to is None:
+            self.transfer_leadership()
+        elif to in self._recognised:
+            self._raft.transfer(to)
+
+    def transfer_leadership(self) -> bool:
         """Ask a connected voter that has the whole log to take over, a willing one if possible. False: there is none.
 
         True says that it was asked: whether it took over shows in the view.
         """
         if not self.is_leader:
             return False
-        if to is not None:
-            return self._raft.transfer(to)
         willing = self._reluctance.willing
         ready = [peer for peer, match in self._matches() if peer in willing and match == self.last_index]
         return self._raft.transfer(min(ready, default=None))
@@ -647,8 +666,9 @@ class Replica:
 
     @property
     def giving_way(self) -> bool:
-        """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
-        return self.is_leader and self._reluctance.giving_way(library.monotonicTime())
+        """The leader is about to hand over: for a moment nothing new should be proposed."""
+        now = library.monotonicTime()
+        return self.is_leader and (self._handing is not None or self._reluctance.giving_way(now))
 
     # Members
 
@@ -658,8 +678,10 @@ class Replica:
         Raises ChangeRefused, also where this member does not lead.
         """
         if not self.is_leader:
-            raise ChangeRefused("this node does not lead the group")
+            raise ChangeRefused("this node does not lead the group", passing=True)
         members, changed = self.members, make(self.members)
+        if len(changed.all) > len(members.all) and self.must_cut:
+            raise ChangeRefused("the log does not have all of the database yet, and is being cut", passing=True)
         heard = self._raft.heard_since(library.monotonicTime() - 2 * self._raft.least_timeout)
         heard &= self._recognised | {self.config.address, *self._bindable()}
         changes.check(
@@ -669,6 +691,12 @@ class Replica:
         assert place is not None
         self._review()
         return place[0]
+
+    @property
+    def must_cut(self) -> bool:
+        """The database has what never came through the log: the log has to begin after that before anybody joins, so
+        that who comes gets a snapshot."""
+        return self.log.first_index == 1 and bool(self.log.get_meta(TAKEN_OVER))
 
     def _bindable(self) -> Mapping[str, bytes]:
         return {peer: self._ids[peer] for peer in self._sessions if peer not in self._strangers}
@@ -683,11 +711,14 @@ class Replica:
             self._raft.resign()
             return
         ids = changes.unbound(members, {**self._bindable(), self.config.address: self.log.member_id})
+        if self.log.get_meta(RENAMED):
+            ids = {"": b""}
         newcomers = {m.address for m in members if m.role is Role.NEWCOMER} & self._recognised
         self._catch_up.keep(newcomers)
         try:
             if ids:
                 self.change(lambda members: members.bind(ids))
+                self.log.set_meta(RENAMED, b"")
                 return
             for peer in sorted(newcomers):
                 distance = self._round_trips.to(peer) or 0.0
@@ -704,12 +735,13 @@ class Replica:
             return
         for peer in self._sessions.keys() - self._recognised:
             member = members.get(peer)
-            if self._noticed.get(peer) == members.index or (member is not None and not member.id):
+            if self._noticed.get(peer) == members.index:
                 continue
+            if member is not None and not member.id and peer not in self._strangers:
+                continue  # It is about to be written down.
             self._noticed[peer] = members.index
-            self._send(
-                peer, {"type": "not_member", "index": members.index, "id": b"" if member is None else member.id}
-            )
+            known_as = b"" if member is None else member.id or bytes(ID_BYTES)
+            self._send(peer, {"type": "not_member", "index": members.index, "id": known_as})
 
     def _look_if_removed(self) -> None:
         """The committed configuration may be one that this node does not belong to."""

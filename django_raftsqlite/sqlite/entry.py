@@ -138,17 +138,18 @@ class ItemKind(enum.IntEnum):
     EXPIRE_PARTS = 7
     VERIFY = 8
     PROTOCOL = 9
+    LINEAGE = 10
 
 
-SINCE = {ItemKind.VERIFY: 2}
+SINCE = {ItemKind.VERIFY: 2, ItemKind.LINEAGE: 2}
 """Since which version of the protocol an item may be in the log; those that are not named, since the first."""
 
 
 class Item(NamedTuple):
     """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
     ``[idle_versions, idle_ms]`` for EXPIRE_ORIGINS; an encoded :class:`~.parts.Part` or
-    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; 16 bytes that name a verification; or msgpack
-    ``[version]``: from here on the group uses this version of the protocol."""
+    :class:`~.parts.Parted`; msgpack ``[idle_ms]`` for EXPIRE_PARTS; 16 bytes that name a verification; msgpack
+    ``[version]``: from here on the group uses this version of the protocol; or the 16 bytes of a new lineage."""
 
     kind: ItemKind
     payload: bytes

@@ -580,6 +580,8 @@ def _apply_upkeep(draft: _Draft, item: Item) -> None:
         ledger.close(item.payload)
     elif item.kind is ItemKind.VERIFY:
         draft.verifications.append(item.payload)
+    elif item.kind is ItemKind.LINEAGE:
+        state.lineage = item.payload
     elif item.kind is ItemKind.PROTOCOL:
         state.protocol = max(state.protocol, _unpack(item)[0])
     elif item.kind is ItemKind.EXPIRE_PARTS:

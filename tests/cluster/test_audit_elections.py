@@ -10,7 +10,7 @@ import pytest
 from django_raftsqlite.raft import consensus
 from django_raftsqlite.raft.filter import ProtocolViolation
 from django_raftsqlite.raft.prevote import PreVote
-from tests.support.audit import Bare, Clock, Shell, acknowledge, append_entries, standing_clock
+from tests.support.audit import Bare, Clock, Shell, acknowledge, append_entries, member_id, standing_clock
 from tests.support.simulation import Simulation
 
 
@@ -27,6 +27,27 @@ def shell(clock: Clock, tmp_path: Path) -> Iterator[Shell]:
 
 
 REQUEST = {"type": "request_vote", "term": 7, "last_log_index": 9, "last_log_term": 1}
+
+
+# R13: a vote that got lost
+
+
+def test_r13_the_bare_library_never_answers_a_candidate_twice(clock: Clock) -> None:
+    member = Bare()
+    member.receive("c", REQUEST)
+    member.receive("c", REQUEST)
+    assert len(member.sent_of("response_vote")) == 1
+
+
+def test_r13_a_vote_that_got_lost_costs_one_election_timeout(clock: Clock, shell: Shell) -> None:
+    """Nobody asks twice in one term, so nothing is owed: the candidate wins in the next one."""
+    shell.campaign(clock)
+    (asked, _) = shell.sent_of("request_vote")
+    for peer in "bc":  # their answers are lost with the sessions
+        shell.replica.disconnected(peer)
+        shell.replica.connected(peer, member_id(peer))
+    shell.elect(clock)
+    assert shell.term == asked["term"] + 1
 
 
 # R14: who works is not deposed

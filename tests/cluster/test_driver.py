@@ -501,6 +501,37 @@ def test_members_that_run_on_another_sqlite_do_not_meet(tmp_path: Path, caplog: 
         assert any("python differs" in line for line in lines(caplog))
 
 
+def test_whoever_does_not_speak_what_the_group_uses_is_sent_away_and_not_let_in_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when its session is older than the decision; each end says why."""
+    listen_to_the_log(caplog)
+    with Group(tmp_path, protocols=(1, 2)) as group:
+        old = group.members[2] = other_settings(group.members[2], protocols=(1, 1))
+        new = group.members[:2]
+        group.start()
+        for member in group.members:
+            wait_until(lambda member=member: len(member.view.connected) == 2, "all meet")
+        for member in new:
+            member.on_loop(lambda driver: driver.speak(2))
+        wait_until(lambda: old.view.connected == frozenset(), "it is sent away")
+        wait_until(lambda: any("it speaks protocol 1 at most" in line for line in lines(caplog)), "it is said why")
+        refused = f"upgrade '{old.address}' first: it speaks protocol 1, and "
+        for beginning in ("Refused a connection", "No session with"):
+            wait_until(
+                lambda beginning=beginning: any(beginning in line and refused in line for line in lines(caplog)),
+                "both ends say why it is not let in again",
+            )
+        leader = group.leader_of(new)
+        wait_until(
+            lambda: leader.view.round_trips.keys() == {new[0].address, new[1].address} - {leader.address}, "rtt"
+        )
+        assert old.view.round_trips == {}
+        place = leader.propose(b"x")
+        assert place is not None
+        wait_until(lambda: all(b"x" in member.payloads for member in new), "the others go on")
+
+
 def test_audit_r15_a_loop_that_stood_still_does_not_depose_its_leader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -731,16 +732,32 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_node(tmp_path: Path) ->
         node.close()
 
 
-def test_other_peers_than_the_stored_ones_are_refused(tmp_path: Path) -> None:
+def test_a_group_of_one_may_be_given_another_address_and_a_larger_one_not(tmp_path: Path) -> None:
+    """Nobody else knows it by its address."""
     config = NodeConfig(name=tmp_path / "one.sqlite3", address="localhost", peers=("localhost",))
     node = ProcessNode(config)
     node.backend()
     node.close()
     changed = NodeConfig(name=config.name, address="elsewhere", peers=("elsewhere",))
     other = ProcessNode(changed)
-    with pytest.raises(OperationalError, match="is that of the member localhost"):
-        other.backend()
+    other.backend()
+
+    def renamed() -> bool:
+        members = other.status()["members"]
+        return [each["address"] for each in members] == ["elsewhere"] and other.status()["leader"] == "elsewhere"
+
+    eventually(renamed, "the group of one goes on under the new address")
+    other.submit(statement("CREATE TABLE t (n)"), {}, solo=False, timeout=10)
     other.close()
+    with group(tmp_path, 3) as trio:
+        trio.leader()
+        eventually(lambda: None not in [m["heard"] for m in trio.nodes[0].status()["members"]], "all are known")
+        trio.settle()
+        trio.nodes[0].close()
+        moved = ProcessNode(replace(trio.configs[0], address="127.0.0.1:1"))
+        with pytest.raises(OperationalError, match=f"is that of the member {trio.peers[0]}"):
+            moved.backend()
+        moved.close()
 
 
 def test_a_file_that_was_changed_while_its_node_was_stopped_is_not_believed(tmp_path: Path) -> None:

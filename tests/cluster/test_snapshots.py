@@ -11,6 +11,7 @@ import apsw
 import pytest
 
 from django_raftsqlite.exceptions import Unavailable
+from django_raftsqlite.node import applier
 from django_raftsqlite.node.snapshot_source import SnapshotSource
 from django_raftsqlite.sqlite import machine
 from django_raftsqlite.sqlite.copying import NoSpace
@@ -201,3 +202,25 @@ def test_a_node_whose_file_has_pages_of_another_size_gets_the_groups(tmp_path: P
         nodes.settle()
         assert read(node, "SELECT count(*) FROM t") == [(150,)]
         assert read(node, "PRAGMA page_size") == [(4096,)]
+
+
+def test_what_another_program_wrote_to_the_leaders_file_never_gets_into_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it did so a moment before, and nobody has noticed: the copy would carry it to a sound member."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+        leader = nodes.leader()
+        monkeypatch.setattr(applier, "CHECK_EVERY", 3600.0)
+        # It waits for the next entry, or to be asked, from now on.
+        write(nodes.nodes[leader], "INSERT INTO t(a) VALUES (1)")
+        nodes.settle()
+        connection = apsw.Connection(str(nodes.nodes[leader].config.name))
+        connection.execute("UPDATE t SET a = 'foreign' WHERE id = 1")
+        assert nodes.nodes[leader].status()["suspect"] is None
+        node = nodes.restart(away)
+        eventually(lambda: nodes.nodes[leader].status()["suspect"], "who was asked for a copy looks first")
+        connection.close()
+        nodes.settle()
+        assert [read(each, "SELECT count(*) FROM t WHERE a = 'foreign'") for each in nodes.nodes] == [[(0,)]] * 3
+        assert node.status()["snapshots"]["received_bytes"] > 1_000_000

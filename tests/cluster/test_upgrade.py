@@ -55,6 +55,12 @@ def protocol(made: Group, number: int) -> dict[str, Any]:
     return told
 
 
+def distances(made: Group, number: int) -> list[float]:
+    """The round trips that a node knows."""
+    members = made.nodes[number].status()["members"]
+    return [member["round_trip"] for member in members if member["round_trip"] is not None]
+
+
 def uses(made: Group, version: int) -> bool:
     return all(protocol(made, number)["used"] == version for number in range(3))
 
@@ -139,8 +145,10 @@ def test_a_group_is_upgraded_one_node_at_a_time_under_writes(trio: Group) -> Non
                 with pytest.raises(NotSupportedError, match=r"until all its members speak 2: .* speaks 1 at most"):
                     trio.nodes[number].backend().verify(timeout=10)
                 assert uses(trio, 1)
+                assert not distances(trio, number)
         eventually(lambda: uses(trio, 2), "the group uses the new protocol", DEADLINE)
         verification = trio.nodes[0].backend().verify(timeout=20)
+        eventually(lambda: all(len(distances(trio, number)) == 2 for number in range(3)), "they measure", DEADLINE)
     finally:
         for writer in writers:
             writer.stop()
@@ -191,7 +199,8 @@ def test_an_old_node_with_an_empty_disk_is_kept_out_of_a_group_that_went_on(
     finally:
         logging.getLogger("django_raftsqlite").removeHandler(caplog.handler)
     write(trio.nodes[0], "INSERT INTO t(author, number) VALUES (1, 1)")
-    assert [each["reachable"] for each in trio.nodes[2].status()["members"]] == [False, False, True]
+    reachable = {each["address"]: each["reachable"] for each in trio.nodes[2].status()["members"]}
+    assert reachable == {trio.peers[0]: False, trio.peers[1]: False, trio.peers[2]: True}
 
 
 def test_an_upgrade_of_sqlite_goes_through_the_nodes_one_by_one_too(

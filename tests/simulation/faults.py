@@ -185,13 +185,18 @@ class Faults:
         def write() -> None:
             connection = apsw.Connection(str(machine.disk.folder / "db.sqlite3"), vfs=VFS_NAME)
             program.connections.append(connection)
+            done = False
             for _ in range(TRIES):
                 try:
                     connection.execute("UPDATE spare SET text = text || '!'")
-                    break
+                    done = True
                 except apsw.BusyError:
                     self._world.sleep(0.003)
-            else:
+                    continue
+                except apsw.SQLError:  # the node begins at an old state, without the table
+                    pass
+                break
+            if not done:
                 machine.touched = None
             connection.close()
 

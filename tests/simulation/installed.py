@@ -150,7 +150,7 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
                     keywords = {name: _clock(threads, each) for name, each in function.__kwdefaults__.items()}
                     put(function, "__kwdefaults__", keywords)
         for each in (host, calls):
-            put(each, "os", Substitute(each.os, getpid=lambda: 4711))
+            put(each, "os", Substitute(each.os, getpid=lambda: 4711, urandom=chance.randbytes))
         put(fingerprint, "_boot", lambda: str(simulation.machine_of_process(world.process).power_failures))
         system = disk.Calls(world, vfs.disks)
         for each in (snapshot_source, snapshot_target, copying, wal):

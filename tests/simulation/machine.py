@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+OLD, NEW = (1, 1), (1, 2)
+"""The versions of the protocol that the old and the new version of the program speak."""
+
 
 class _FolderLock:
     def release(self) -> None:
@@ -77,6 +80,7 @@ class Machine:
         self.boots = 0
         self.power_failures = 0
         self.reluctant = False
+        self.old = simulation.scenario.upgrade
         self.wall = 0.0
         self.slow_apply = 0.0
         self.slow_sync = 0.0
@@ -101,6 +105,7 @@ class Machine:
             lease_timeout=scenario.lease_timeout,
             log_entries=scenario.log_entries,
             reluctant=self.reluctant,
+            protocols=OLD if self.old else NEW,
         )
 
     @property
@@ -126,6 +131,8 @@ class Machine:
         """Begin to host."""
         assert self.process is None
         self.boots += 1
+        if self.old and self.boots > 1 and self.world.random.random() < 0.5:
+            self.upgrade()
         # Each time another process hosts it.
         self.reluctant = self.simulation.scenario.reluctant and self.world.random.random() < 0.5
         self.process = process = Process(self.world, f"{self.address}.{self.boots}")
@@ -153,6 +160,11 @@ class Machine:
             return
         self.world.note(f"{self.address} hosts")
         self.simulation.hosting(self, process, host)
+
+    def upgrade(self) -> None:
+        """From the next start on it runs the new version of the program."""
+        self.old = False
+        self.world.note(f"{self.address} is upgraded")
 
     def opened(self, log: Log) -> None:
         """What it promised before it died must be there."""

@@ -55,6 +55,7 @@ class Scenario:
     payload: int = 20
     sync: float = 0.0
     reluctant: bool = False
+    upgrade: bool = False
     spared: bool = False
     damaged: bool = False
 

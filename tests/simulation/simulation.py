@@ -28,7 +28,7 @@ from .faults import Faults
 from .guests import Share
 from .history import DONE, FAILED, UNKNOWN, History
 from .installed import installed
-from .machine import Machine, state_machines
+from .machine import OLD, Machine, state_machines
 from .network import Network
 from .scenario import Scenario
 from .world import Process, Violation, World
@@ -203,9 +203,11 @@ class Simulation:
         self.winding_down = True
         self._wait(lambda: not self._busy, HEALED, "every client has its answer")
         self._wait(self._settled, HEALED, "all nodes have applied the same")
+        if self.scenario.upgrade:
+            self._upgrade()
         if self.scenario.damaged:
             self._damage()
-        if self.scenario.damaged or self.checks.healed:
+        if self.scenario.damaged or self.checks.healed or self.scenario.upgrade:
             self._verify()
         found: list[Any] = []
         for machine in self.machines:
@@ -224,6 +226,25 @@ class Simulation:
         if spare != [(SPARE,)]:
             raise Violation(f"what another program wrote spread to all nodes: {spare}")
         self.history.check(rows, counters)
+
+    def _upgrade(self) -> None:
+        """The last machines are upgraded, one by one; then, and not before, the group uses the new protocol."""
+        self.checks.spared = None  # leaders are stopped, too
+        for machine in self.machines:
+            if machine.old:
+                found = {each.host._protocol.used for each in self.machines if each.host is not None}
+                if found != {1}:
+                    raise Violation(f"the group uses protocol {found} while {machine.address} speaks {OLD}")
+                machine.kill()
+                machine.upgrade()
+                machine.boot()
+                self._wait(self._settled, HEALED, f"{machine.address} is back with the new version")
+
+        def used() -> bool:
+            return all(machine.host is not None and machine.host._protocol.used == 2 for machine in self.machines)
+
+        self._wait(used, HEALED, "the group uses the new protocol")
+        self._wait(self._settled, HEALED, "all nodes have applied the same with the new protocol")
 
     def _damage(self) -> None:
         """A byte of a follower's table changes on its disk, and nothing else tells of it: not even a time."""

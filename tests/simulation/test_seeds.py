@@ -40,7 +40,8 @@ def test_no_seed_of_the_simulation_violates_anything() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_seed_gives_the_same_trace_each_time_and_in_each_process() -> None:
-    traces = [re.search(r"trace (\w+), twice", simulate("--seed", "7").stdout) for _ in range(2)]
+@pytest.mark.parametrize("seed", ["7", "38"], ids=["any", "with damage"])
+def test_a_seed_gives_the_same_trace_each_time_and_in_each_process(seed: str) -> None:
+    traces = [re.search(r"trace (\w+), twice", simulate("--seed", seed).stdout) for _ in range(2)]
     assert None not in traces
     assert len({trace.group(1) for trace in traces if trace is not None}) == 1

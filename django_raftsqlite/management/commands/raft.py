@@ -1,4 +1,4 @@
-"""``manage.py raft status``, ``manage.py raft verify`` and ``manage.py raft node``."""
+"""``manage.py raft``: status, verify, node; add, remove and transfer; recover."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, connections
 
+from django_raftsqlite.addresses import parse_address
 from django_raftsqlite.configuration import Configuration, configure
 from django_raftsqlite.exceptions import HostLost, OperationalError
 from django_raftsqlite.management.status import has_leader, render
@@ -24,6 +25,7 @@ from django_raftsqlite.management.verification import outcome_of
 from django_raftsqlite.node.api import NodeConfig
 from django_raftsqlite.node.attached import AttachedNode
 from django_raftsqlite.node.process import ProcessNode
+from django_raftsqlite.node.recovery import plan_recovery
 from django_raftsqlite.node.registry import attach_node, open_node
 
 POLL = 1.0
@@ -51,8 +53,35 @@ class Command(BaseCommand):
         verify.add_argument(
             "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long to wait; default: 600"
         )
+        add = verbs.add_parser(
+            "add",
+            help="make a node a member: a learner first, which becomes a voter when it has caught up",
+        )
+        add.add_argument("address", metavar="HOST:PORT")
+        add.add_argument("--learner", action="store_true", help="it stays a learner: a copy that never votes")
+        remove = verbs.add_parser("remove", help="make a node a member no longer, whether it runs or not")
+        remove.add_argument("address", metavar="HOST:PORT")
+        transfer = verbs.add_parser("transfer", help="have another voter lead the group")
+        transfer.add_argument("address", metavar="HOST:PORT", nargs="?", default="", help="default: the best suited")
+        changes = (add, remove, transfer)
+        for verb in changes:
+            verb.add_argument(
+                "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long to wait; default: 10"
+            )
+        recover = verbs.add_parser(
+            "recover",
+            help="begin a new group with what this node has, where more than half of the voters are lost for good",
+        )
+        recover.add_argument(
+            "--members",
+            nargs="+",
+            required=True,
+            metavar="HOST:PORT",
+            help="the members of the new group, this node among them; the others begin empty",
+        )
+        recover.add_argument("--yes", action="store_true", help="do it; without it, only tell what would be done")
         node = verbs.add_parser("node", help="host the node without serving pages, until SIGTERM or SIGINT")
-        for verb in (status, verify, node):
+        for verb in (status, verify, node, recover, *changes):
             verb.add_argument(
                 "--database", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help=f"default: {DEFAULT_DB_ALIAS}"
             )
@@ -66,8 +95,45 @@ class Command(BaseCommand):
             self.show_status(database, configuration.node, options["format"])
         elif verb == "verify":
             self.verify(configuration.node, options["format"], options["timeout"])
-        else:
+        elif verb == "recover":
+            self.recover(configuration.node, options["members"], options["yes"])
+        elif verb == "node":
             self.host_node(configuration.node)
+        else:
+            self.change_members(configuration.node, verb, options)
+
+    def change_members(self, config: NodeConfig, verb: str, options: Mapping[str, Any]) -> None:
+        """Ask the leader for a change, through the process that hosts this node. Exits with 1 when it is refused."""
+        address = options["address"]
+        fault = parse_address(address) if address else None
+        if isinstance(fault, str):
+            raise CommandError(f"{address!r} is not an address: {fault}")
+        node = self._attach(config)
+        try:
+            done = node.change_members(
+                verb, address, learner=options.get("learner", False), timeout=options["timeout"]
+            )
+        except (HostLost, OperationalError) as error:
+            raise CommandError(str(error), returncode=1) from error
+        finally:
+            node.close()
+        self._tell(done)
+
+    def recover(self, config: NodeConfig, members: list[str], yes: bool) -> None:
+        """Begin a new group with this node's content; see :mod:`~django_raftsqlite.node.recovery`."""
+        for address in members:
+            fault = parse_address(address)
+            if isinstance(fault, str):
+                raise CommandError(f"{address!r} is not an address: {fault}")
+        try:
+            plan = plan_recovery(config, members)
+            self.stdout.write(plan.text)
+            if not yes:
+                raise CommandError("nothing was done; write --yes to do it", returncode=1)
+            plan.carry_out()
+        except OperationalError as error:
+            raise CommandError(str(error), returncode=1) from error
+        self._tell(f"{config.address} begins a new group when it is started")
 
     def show_status(self, alias: str, config: NodeConfig, form: str) -> None:
         """Ask the process that hosts the node; this one never does. Exits with 1 without a leader in reach."""

@@ -139,9 +139,9 @@ OPTION = 'DATABASES["default"]["OPTIONS"]'
 WRONG_OPTIONS = [
     # options, where, what was found, what to write
     ({"nodes": 1}, '["nodes"]', "is not an option of this backend", "Did you mean 'node'?"),
-    ({"zzz": 1}, '["zzz"]', "is not an option of this backend", "Write one of node, peers, secret"),
+    ({"zzz": 1}, '["zzz"]', "is not an option of this backend", "Write one of node, peers, join, role"),
     ({"check_same_thread": False}, '["check_same_thread"]', "is not an option", "belongs to the sqlite3 module"),
-    ({"peers": PEERS}, '["node"]', 'is missing, although "peers" is given', "which of the peers this process is"),
+    ({"peers": PEERS}, '["node"]', 'is missing, although "peers" is given', "the address of this node"),
     ({"node": "127.0.0.1"}, '["node"]', "'127.0.0.1': it has no port", 'Write "host:port"'),
     ({"node": "127.0.0.1:"}, '["node"]', "it has no port", 'Write "host:port"'),
     ({"node": ":7101"}, '["node"]', "it has no host", 'Write "host:port"'),

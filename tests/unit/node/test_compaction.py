@@ -38,6 +38,7 @@ class Log:
         return self.bytes_each * (self.last - self.first)
 
     bytes_each = 100
+    must_cut = False
 
     def index_beyond(self, size: int) -> int:
         return self.first + -(-size // self.bytes_each)

@@ -17,6 +17,7 @@ from django_raftsqlite.node import divergence, fingerprint
 from django_raftsqlite.node.divergence import Digests, Divergence, majority
 from django_raftsqlite.node.suspicion import NAME, Mark
 from django_raftsqlite.raft.config import RaftView
+from django_raftsqlite.raft.members import Members
 
 A, B, C = "abc"
 
@@ -24,7 +25,7 @@ A, B, C = "abc"
 class Member:
     """One member: what it applied, and what became of it."""
 
-    def __init__(self, group: Group, address: str, members: int) -> None:
+    def __init__(self, group: Group, address: str) -> None:
         self.group = group
         self.address = address
         self.digests = Digests()
@@ -33,7 +34,6 @@ class Member:
         self.undecided: list[str] = []
         self.divergence = Divergence(
             address,
-            members,
             self.digests,
             send=lambda peer, message: group.wire.append((address, peer, message)),
             accused=self._accused,
@@ -58,7 +58,7 @@ class Group:
     def __init__(self, addresses: str) -> None:
         self.now = 0.0
         self.wire: deque[tuple[str, str, dict[str, Any]]] = deque()
-        self.members = {address: Member(self, address, len(addresses)) for address in addresses}
+        self.members = {address: Member(self, address) for address in addresses}
         self.leader = addresses[0]
         self.away: set[str] = set()
 
@@ -72,7 +72,9 @@ class Group:
         others = frozenset(self.members) - {address} - self.away
         leads = address == self.leader
         role = "leader" if leads else "follower"
-        return RaftView(role, 1, self.leader, 0, 0, others, {}, established=leads)
+        return RaftView(
+            role, 1, self.leader, 0, 0, others, {}, established=leads, members=Members.founders(list(self.members))
+        )
 
     def run(self, seconds: float = 1.0) -> None:
         for _ in range(int(seconds / 0.05)):
@@ -240,11 +242,12 @@ def test_whatever_minority_differs_and_whoever_leads_exactly_that_minority_is_su
     assert group.suspects() == wrong
 
 
-def test_a_majority_is_of_all_members() -> None:
-    assert majority({}, 1) is None
-    assert majority({A: b"1"}, 1) == b"1"
-    assert majority({A: b"1", B: b"1"}, 4) is None
-    assert majority({A: b"1", B: b"1", C: b"2"}, 3) == b"1"
+def test_a_majority_is_of_all_voters() -> None:
+    assert majority({}, {A}) is None
+    assert majority({A: b"1"}, {A}) == b"1"
+    assert majority({A: b"1", B: b"1"}, {A, B, C, "d"}) is None
+    assert majority({A: b"1", B: b"1", C: b"2"}, {A, B, C}) == b"1"
+    assert majority({A: b"1", B: b"2", "d": b"2", "e": b"2"}, {A, B, C}) is None, "learners have no say"
 
 
 def test_digests_are_remembered_of_the_latest_entries() -> None:
