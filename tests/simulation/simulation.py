@@ -22,6 +22,7 @@ from django_raftsqlite.node import process as process_module
 from django_raftsqlite.raft import consensus
 from django_raftsqlite.sqlite import connections, parts
 
+from .changes import Changes
 from .checks import Checks
 from .clients import SPARE, Client, leave_to_the_dead, set_up
 from .faults import Faults
@@ -52,6 +53,7 @@ class Report:
     entries: int = 0
     elections: int = 0
     snapshots: int = 0
+    changes: int = 0
     healed: int = 0
     events: int = 0
 
@@ -66,7 +68,12 @@ class Simulation:
         self.network = Network(self.world)
         self.network.delay = scenario.delay
         self.addresses = tuple(f"n{number}:1" for number in range(scenario.nodes))
-        self.machines = [Machine(self, number, address) for number, address in enumerate(self.addresses)]
+        self.machines: list[Machine] = []
+        for number in range(scenario.nodes + scenario.spares):
+            self.machines.append(Machine(self, number, f"n{number}:1"))
+            self.machines[-1].part = number < scenario.nodes
+        self.changes = Changes(self)
+        self.made = 0
         self.checks = Checks(self)
         self.network.voted = self.checks.voted
         self.history = History(lambda: self.world.now)
@@ -83,6 +90,15 @@ class Simulation:
 
     # What machines say
 
+    @property
+    def there(self) -> list[Machine]:
+        """The machines that take part."""
+        return [machine for machine in self.machines if machine.part]
+
+    def machine_at(self, address: str) -> Machine:
+        """Whose address it is."""
+        return next(machine for machine in self.machines if machine.address == address)
+
     def machine_of(self, path: Path) -> Machine:
         """Whose file it is."""
         return next(machine for machine in self.machines if machine.disk.folder in path.parents)
@@ -94,6 +110,15 @@ class Simulation:
     def hosting(self, machine: Machine, process: Process, host: object) -> None:
         """A machine's process hosts its node; on the machine's own task."""
         if self.ready:
+            self._begin_when_there(machine, process)
+
+    def _begin_when_there(self, machine: Machine, process: Process) -> None:
+        """The clients of a process begin, as soon as the tables are there on a disk that was empty."""
+        if not process.alive or machine.host is None:
+            return
+        if machine.disks and machine.host._applied.index < self.made:
+            self.world.after(0.05, lambda: self._begin_when_there(machine, process))
+        else:
             self.begin_clients(machine, process)
 
     def ended(self, process: Process) -> None:
@@ -129,16 +154,16 @@ class Simulation:
     def run(self) -> None:
         """All of it. Raises Violation, or whatever the product raised and should not."""
         world = self.world
-        for machine in self.machines:
+        for machine in self.there:
             machine.boot()
-        self._wait(lambda: self._leader() is not None, ELECTED, "a leader is elected")
+        self._wait(lambda: self.leader() is not None, ELECTED, "a leader is elected")
         self._set_up()
         self.ready = True
         if self.scenario.spared:
-            leader = self._leader()
+            leader = self.leader()
             assert leader is not None
             self.checks.spared = leader, leader.replica.term
-        for machine in self.machines:
+        for machine in self.there:
             if machine.process is not None:
                 self.begin_clients(machine, machine.process)
             for _ in range(self.scenario.guests):
@@ -149,8 +174,9 @@ class Simulation:
         world.run(start + self.scenario.seconds)
         self._recover()
 
-    def _leader(self) -> Machine | None:
-        for machine in self.machines:
+    def leader(self) -> Machine | None:
+        """Who leads, and has committed something in its term."""
+        for machine in self.there:
             if machine.replica is not None and machine.replica.view.established:
                 return machine
         return None
@@ -186,17 +212,18 @@ class Simulation:
         def act(connection: Connection) -> None:
             set_up(connection, self.scenario.keys)
 
-        leader = self._leader()
+        leader = self.leader()
         assert leader is not None
         self._task(leader, act, "the tables are made", ELECTED)
         self._wait(self._settled, HEALED, "all nodes have the tables")
+        self.made = leader.replica.commit_index
 
     def _recover(self) -> None:
         """All faults end; the group must be whole again within bounds, and agree."""
         world = self.world
         world.note("all faults end")
         self.faults.end()
-        for machine in self.machines:
+        for machine in self.there:
             if machine.process is None:
                 machine.boot()
         world.run(world.now + 1.0)
@@ -210,7 +237,7 @@ class Simulation:
         if self.scenario.damaged or self.checks.healed or self.scenario.upgrade:
             self._verify()
         found: list[Any] = []
-        for machine in self.machines:
+        for machine in self.there:
 
             def read(connection: Connection) -> None:
                 cursor = connection.cursor()
@@ -230,9 +257,9 @@ class Simulation:
     def _upgrade(self) -> None:
         """The last machines are upgraded, one by one; then, and not before, the group uses the new protocol."""
         self.checks.spared = None  # leaders are stopped, too
-        for machine in self.machines:
+        for machine in self.there:
             if machine.old:
-                found = {each.host._protocol.used for each in self.machines if each.host is not None}
+                found = {each.host._protocol.used for each in self.there if each.host is not None}
                 if found != {1}:
                     raise Violation(f"the group uses protocol {found} while {machine.address} speaks {OLD}")
                 machine.kill()
@@ -241,17 +268,20 @@ class Simulation:
                 self._wait(self._settled, HEALED, f"{machine.address} is back with the new version")
 
         def used() -> bool:
-            return all(machine.host is not None and machine.host._protocol.used == 2 for machine in self.machines)
+            return all(machine.host is not None and machine.host._protocol.used == 2 for machine in self.there)
 
         self._wait(used, HEALED, "the group uses the new protocol")
         self._wait(self._settled, HEALED, "all nodes have applied the same with the new protocol")
 
     def _damage(self) -> None:
         """A byte of a follower's table changes on its disk, and nothing else tells of it: not even a time."""
-        for machine in self.machines:
+        leader = self.leader()
+        if leader is None or len(leader.replica.members.voters) < 3:
+            return  # of two nobody can tell which is wrong
+        for machine in self.there:
             path = machine.disk.folder / "db.sqlite3"
             at = path.read_bytes().find(SPARE.encode())
-            if at < 0 or machine is self._leader():
+            if at < 0 or machine is self.leader():
                 continue
             _overwrite(path, at, b"W")
             with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
@@ -263,20 +293,20 @@ class Simulation:
 
     def _verify(self) -> None:
         """All members have the same content, row by row, or are found not to have, and healed."""
-        damaged = [machine for machine in self.machines if machine.touched]
+        damaged = [machine for machine in self.there if machine.touched]
         healed = self.checks.healed
         self._verified()
         self._wait(lambda: self.checks.healed == healed + len(damaged), HEALED, "what is damaged is found and healed")
         self._wait(self._settled, HEALED, "all nodes have applied the same again")
         if damaged:
             self._verified()
-        latest = {machine.address: machine.host._verification.latest for machine in self.machines if machine.host}
+        latest = {machine.address: machine.host._verification.latest for machine in self.there if machine.host}
         if len({told["digest"] for told in latest.values() if told is not None}) != 1 or None in latest.values():
             raise Violation(f"the content differs after it was healed: {latest}")
 
     def _verified(self) -> None:
         """What `raft verify` does: an entry in the log, at which every member hashes its content."""
-        leader = self._leader()
+        leader = self.leader()
         assert leader is not None and leader.process is not None and leader.host is not None
         host, told = leader.host, []
         self.world.spawn(leader.process, lambda: told.append(bytes.fromhex(host.verify(timeout=ELECTED))), "verify")
@@ -284,7 +314,7 @@ class Simulation:
         def over() -> bool:
             if not told:
                 return False
-            for machine in self.machines:
+            for machine in self.there:
                 if machine.host is None:
                     return False
                 latest = machine.host._verification.latest
@@ -296,8 +326,8 @@ class Simulation:
         self._wait(over, HEALED, "all members have verified their content")
 
     def _settled(self) -> bool:
-        leader = self._leader()
-        if leader is None:
+        leader = self.leader()
+        if leader is None or (self.ready and not self.changes.complete):
             return False
         top = leader.replica.last_index
         return all(
@@ -305,13 +335,13 @@ class Simulation:
             and machine.replica is not None
             and machine.replica.commit_index == top
             and machine.host._applied.index == top
-            for machine in self.machines
+            for machine in self.there
         )
 
     def describe(self) -> str:
         """Where everything stands."""
         lines = []
-        for machine in self.machines:
+        for machine in self.there:
             host, replica = machine.host, machine.replica
             if host is None or replica is None:
                 lines.append(f"{machine.address}: {'no host' if host is None else host.failed}")
@@ -362,6 +392,7 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         entries=simulation.checks.last_committed,
         elections=simulation.checks.elections,
         snapshots=simulation.checks.snapshots,
+        changes=simulation.checks.changes,
         healed=simulation.checks.healed,
         events=world.events,
     )
