@@ -14,11 +14,13 @@ from ..raft.driver import RaftDriver
 from ..raft.members import ChangeRefused
 from ..sqlite.entry import ItemKind, Outcome, Status
 from .api import LeaseLost, NodeConfig
-from .applier import Applier, Outcomes
+from .applier import Applier
+from .applying import Outcomes
 from .busy import Busy
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
 from .figures import Figures, end_of
+from .groupcommit import COMPANY, GroupCommit
 from .lane import ScratchLane
 from .latch import Latch
 from .membership import Membership, Wish
@@ -57,6 +59,7 @@ class Calls:
         *,
         requests: Requests,
         turns: Turns,
+        group_commit: GroupCommit,
         lane: ScratchLane,
         patience: Patience,
         trust: Trust,
@@ -73,6 +76,7 @@ class Calls:
         self._applied = applier.applied
         self._requests = requests
         self._turns = turns
+        self._group_commit = group_commit
         self._lane = lane
         self._patience = patience
         self._trust = trust
@@ -100,31 +104,50 @@ class Calls:
 
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
-        return self._execute(request, timeout=timeout, sent=lambda: None)
+        if request.kind is ItemKind.RESTORE and not request.sent:
+            self._need(RESTORE, "a restore", timeout=timeout)
+        attempt = Attempt(request, self._patience.now() + timeout)
 
-    def _execute(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
-        """As :meth:`execute`; ``sent`` is called once it is on its way."""
+        def send() -> None:
+            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
+
+        return self._execute(attempt, send)
+
+    def _commit(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
+        attempt = Attempt(request, self._patience.now() + timeout)
+
+        def send() -> None:
+            first = self._group_commit.add(attempt)
+            try:
+                sent()
+                if first:
+                    attempt.comes_within(COMPANY)
+            finally:
+                if first:
+                    self._group_commit.flush()
+
+        return self._execute(attempt, send)
+
+    def _execute(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
         began = time.monotonic()
         result: Outcome | BaseException | None = None
         try:
-            result = outcome = self._bring(request, timeout=timeout, sent=sent)
+            result = outcome = self._bring(attempt, send)
         except BaseException as error:
             result = error
             raise
         finally:
-            how = None if result is None or request.kind is ItemKind.PART else end_of(result)
+            how = None if result is None or attempt.request.kind is ItemKind.PART else end_of(result)
             if how is not None:
                 self._figures.ended(how, time.monotonic() - began)
         return outcome
 
-    def _bring(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
-        if request.kind is ItemKind.RESTORE and not request.sent:
-            self._need(RESTORE, "a restore", timeout=timeout)
-        attempt = Attempt(request, self._patience.now() + timeout)
+    def _bring(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
+        """Send it, and wait for what becomes of it."""
+        request = attempt.request
         self._requests.add(attempt)
         try:
-            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
-            sent()
+            send()
             settlement = attempt.wait(self._patience.until(attempt.deadline + ANSWER_GRACE))
         finally:
             attempt.give_up()
@@ -158,7 +181,7 @@ class Calls:
             if isinstance(granted, Lost):
                 raise self._refused(granted)
             return LocalSession(
-                self._lane, self._turns, turn, pragmas, execute=self._execute, left=self._left_for_scratch
+                self._lane, self._turns, turn, pragmas, execute=self._commit, left=self._left_for_scratch
             )
         except Behind:
             self._turns.leave(turn)

@@ -40,7 +40,8 @@ def take_turn(turns: Turns, turn: Turn, applied: Applied, left: Callable[[], flo
                 moment *= 2
                 break
         else:
-            return index
+            if turns.begin(turn, index):
+                return index
 
 
 def _at_most(seconds: float, left: Callable[[], float]) -> Callable[[], float]:

@@ -58,8 +58,9 @@ class Opening(Latch[bool | Refused]):
 class LeasePort(Protocol):
     """The node's own queue for the write lease (:class:`~.turns.Turns`). Called on the loop thread."""
 
-    def granted(self, claim: bytes, index: int) -> bool:
-        """The lease is the node's, good from log index ``index`` on; False when it is not wanted any more."""
+    def granted(self, claim: bytes, index: int, term: int) -> bool:
+        """The lease is the node's, good from log index ``index`` of the leader of ``term`` on; False when it is not
+        wanted any more."""
 
     def refused(self, claim: bytes, reason: str, text: str) -> None:
         """The claim was refused ("locked"), or the lease taken away ("revoked")."""
@@ -183,15 +184,16 @@ class Core:
 
     # What this node wants ---------------------------------------------------------------------------------
 
-    def submit(self, attempt: Attempt) -> None:
-        """Send a request on its way; it is sent again until it is settled or its author gives up."""
+    def submit(self, *attempts: Attempt) -> None:
+        """Send requests on their way; they are sent again until they are settled or their author gives up."""
         refused = self._ended()
-        if refused is not None:
-            self._requests.refuse(attempt, refused)
-            return
-        if attempt.request.lease is None:
-            self._lease.spare()
-        self._send_request(attempt)
+        for attempt in attempts:
+            if refused is not None:
+                self._requests.refuse(attempt, refused)
+                continue
+            if attempt.request.lease is None:
+                self._lease.spare()
+            self._send_request(attempt)
 
     def open_origin(self, opening: Opening) -> None:
         """Have an origin opened; asked again until :meth:`origin_opened` or its deadline."""
@@ -336,6 +338,10 @@ class Core:
     def on_message(self, peer: str, message: Message) -> None:
         """A message of another member's core. Raises KeyError, TypeError or ValueError for a malformed one."""
         self._handlers[message["type"]](peer, message)
+
+    def on_events(self) -> None:
+        """Whatever had come has been handed in: what is to enter the log may, in as few entries as possible."""
+        self.leader.on_events()
 
     def on_committed(self, index: int) -> None:
         """An entry is committed: the next batch may go."""
@@ -500,7 +506,7 @@ class Core:
             self._to_leader({"type": "node.release", "lease": message["lease"]})
         elif self._view.leader not in {peer, None}:
             pass  # no longer its to grant: the present leader was asked when it became known
-        elif self._lease.granted(claim.id, index):
+        elif self._lease.granted(claim.id, index, self._view.term):
             claim.held = index
         else:
             self._to_leader({"type": "node.release", "lease": claim.id})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from .divergence import PREFIX as DIVERGENCE
 from .divergence import Divergence
 from .events import Events
 from .facts import handshake_facts
+from .groupcommit import GroupCommit
 from .lane import ScratchLane
 from .lock import FolderLock
 from .logtime import LogTime
@@ -38,7 +39,7 @@ from .messages import Message
 from .patience import Patience
 from .protocol import ARCHIVE, Protocol
 from .report import Report
-from .requests import Request, Requests
+from .requests import Attempt, Request, Requests
 from .roster import is_alone
 from .session import LocalSession
 from .staleness import Staleness
@@ -106,9 +107,15 @@ class HostedNode:
         )
         self._turns = Turns(
             ask=lambda claim, who, nowait: self._driver.call(lambda: self._core.claim(claim, who, nowait=nowait)),
-            give_back=lambda claim: self._driver.call(self._core.release, claim),
+            give_back=self._give_back,
             defer=lambda claim, index: self._driver.call(self._core.defer, claim, index),
+            term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108
+        )
+        self._group_commit = GroupCommit(
+            # A leader has one entry under way at a time, so what comes meanwhile may be left.
+            self._send_together,
+            lambda: len(self._turns) > 0,
         )
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
@@ -136,6 +143,7 @@ class HostedNode:
             on_message=self._on_message,
             on_view=self._on_view,
             on_told=self._on_told,
+            on_events=self._on_events,
             room=self._applier.room,
             on_sync=self._measures.figures.fsync.observe,
             facts=handshake_facts(config.registrars),
@@ -175,6 +183,7 @@ class HostedNode:
             self._applier,
             requests=requests,
             turns=self._turns,
+            group_commit=self._group_commit,
             lane=self._lane,
             patience=self._patience,
             trust=self._trust,
@@ -195,6 +204,7 @@ class HostedNode:
             suspect=lambda: self.suspect is not None,
             distrust=self._distrust,
             archiver=self._archiver,
+            least=lambda: self._trust.least,
         )
         self._divergence = Divergence(
             config.address,
@@ -229,7 +239,7 @@ class HostedNode:
             oldest_snapshot=oldest_snapshot,
         )
         if suspect is not None:
-            self._distrust(suspect)
+            self._trust.distrust(suspect)
         if config.durable and not is_alone(config):
             fingerprint.begin(config.folder)
         else:
@@ -264,7 +274,7 @@ class HostedNode:
         if self.suspect is not None:
             self._driver.call(self._core.distrust, self.suspect)
         elif self._driver.mismatch is not None:
-            self._distrust(self._driver.mismatch)
+            self._trust.distrust(self._driver.mismatch)
         self._upkeep.start()
         if self._archiver is not None:
             self._archiver.start()
@@ -365,6 +375,17 @@ class HostedNode:
     def _on_commit(self, index: int, term: int, payload: bytes) -> None:
         self._committed.append((index, term, payload))
         self._core.on_committed(index)
+
+    def _on_events(self) -> None:
+        self._core.on_events()
+
+    def _send_together(self, attempts: Sequence[Attempt]) -> None:
+        self._driver.leave(self._core.submit, *attempts)
+
+    def _give_back(self, claim: bytes) -> None:
+        # What was committed under the lease leaves before it.
+        self._group_commit.flush()
+        self._driver.call(self._core.release, claim)
 
     def _on_told(self) -> None:
         committed, self._committed = self._committed, []
@@ -473,7 +494,7 @@ class HostedNode:
 
     def _distrust(self, reason: str, index: int | None = None) -> None:
         if self.failed is None:
-            self._trust.distrust(reason, index)
+            self._trust.distrust(reason, index, applied=self._applied.index)
 
     def _on_suspect(self, reason: str) -> None:
         self._driver.call(self._core.distrust, reason)

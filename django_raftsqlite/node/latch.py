@@ -46,6 +46,13 @@ class Latch(Generic[T]):
         """Whether it is set, or its waiter has gone."""
         return self._first.locked()
 
+    def comes_within(self, seconds: float) -> bool:
+        """Wait for it to be set; when it was not, it may still be waited for."""
+        if self.decided or not self._wake.acquire(timeout=seconds):
+            return self.decided
+        self._wake.release()
+        return True
+
     def wait(self, left: float | Callable[[], float]) -> T | None:
         """The value, or None when the time is up: after ``left`` seconds, or when that says that none are left."""
         seconds = left if isinstance(left, float | int) else left()

@@ -59,6 +59,7 @@ class Leader:
         self.sequencer = Sequencer(lease_timeout)
         self.view = RaftView("follower", 0, None, 0, 0, frozenset(), {})
         self.stopped = False
+        self._arrived = False
 
     def on_view(self, view: RaftView) -> None:
         """The role, term or sessions of this member changed."""
@@ -79,6 +80,11 @@ class Leader:
     def _wait_for(self, members: set[str]) -> None:
         self._untold |= members
         self._wait_until = self._clock() + RECLAIM
+
+    def on_events(self) -> None:
+        """Several requests that came at once share an entry: they wait until all of them are here."""
+        if self._arrived:
+            self.pump()
 
     def on_committed(self, index: int) -> None:
         """An entry is committed: the next batch may go."""
@@ -138,6 +144,7 @@ class Leader:
 
     def pump(self) -> None:
         """Let go what may go: the next entry, the lease to the next in line, the word that others wait."""
+        self._arrived = False
         if self.view.role != "leader" or not self.view.established or self.stopped:
             return
         waits = bool(self._untold) and self._clock() < self._wait_until
@@ -192,12 +199,12 @@ class Leader:
         item = Item(kind, message["data"])
         if kind is ItemKind.CLOSE_ORIGIN:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, "", float("inf")))
-            self.pump()
+            self._arrived = True
             return
         deadline = self._patience() + message["budget"]
         if kind in {ItemKind.OPEN_ORIGIN, ItemKind.VERIFY}:
             self.sequencer.submit(Write(bytes([kind]) + item.payload, item, False, peer, deadline))
-            self.pump()
+            self._arrived = True
             return
         write = Write(message["id"], item, message["solo"], peer, deadline)
         if message["lease"] is None:
@@ -208,7 +215,7 @@ class Leader:
             refusal = self.sequencer.commit(message["lease"], write, again=message["again"])
             if refusal is not None:
                 self._refuse(refusal)
-        self.pump()
+        self._arrived = True
 
     def _on_part(self, lease: bytes) -> None:
         now = self._clock()

@@ -63,7 +63,7 @@ class Protocol:
         if view.role != "leader" or not view.established:
             return
         spoken = [newest for newest in self._spoken().values() if newest is not None]
-        if len(spoken) < len(self._members()):
+        if not spoken or len(spoken) < len(self._members()):
             return
         wanted = min(spoken)
         if wanted > self.used and self._raised != (view.term, wanted):

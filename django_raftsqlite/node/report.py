@@ -13,7 +13,8 @@ from ..raft.driver import RaftDriver
 from ..raft.members import Member, Role
 from ..sqlite.connections import Snapshot
 from .api import NodeConfig
-from .applier import Applier, Applying
+from .applier import Applier
+from .applying import Applying
 from .archive import Archiver
 from .busy import Busy
 from .core import Core
@@ -190,7 +191,7 @@ class Report:
         """The least index of a copy by which this node becomes sound again, if it wants one."""
         if not self._trust.wants_copy() or not self._driver.halted:
             return None
-        return self._driver.installable_from
+        return max(self._driver.installable_from, self._trust.least)
 
 
 def _commit_index(told: Message, view: RaftView) -> int:

@@ -54,11 +54,12 @@ class Turns:
     with none waiting it stays here until somebody else wants it. When others wait, a run ends after the time that
     the leader grants. ``ask``, ``give_back`` and ``defer`` are called without waiting for anything: they hand over to
     the loop thread, in the order in which COMMITs are handed over; ``interrupt`` is told of a turn that was lost.
+    ``term`` gives the newest term that this member has heard of.
     Invariants: one holder at a time; a claim is out exactly while the lease is held or waited for; the lease never
     leaves before a COMMIT that was sent under it.
 
-    :meth:`take`, :meth:`finish`, :meth:`defer` and :meth:`leave` are for callers' threads; the other methods are the
-    core's :class:`~.core.LeasePort`, for the loop thread.
+    :meth:`take`, :meth:`begin`, :meth:`finish`, :meth:`defer` and :meth:`leave` are for callers' threads; the other
+    methods are the core's :class:`~.core.LeasePort`, for the loop thread.
     """
 
     def __init__(
@@ -67,17 +68,20 @@ class Turns:
         ask: Callable[[bytes, str, bool], object],
         give_back: Callable[[bytes], object],
         defer: Callable[[bytes, int], object] = lambda _claim, _index: None,
+        term: Callable[[], int] = lambda: 0,
         interrupt: Callable[[Turn], object] = lambda _turn: None,
     ) -> None:
         self._ask = ask
         self._give_back = give_back
         self._defer = defer
+        self._present_term = term
         self._interrupt = interrupt
         self._mutex = threading.Lock()
         self._waiting: deque[Turn] = deque()
         self._holder: Turn | None = None
         self._claim: bytes | None = None
         self._index: int | None = None  # not None: the lease is held
+        self._term = 0  # in which it was granted
         self._ends: float | None = None  # others wait: the run ends then (monotonic seconds)
         self._elsewhere: str | None = None
 
@@ -109,6 +113,24 @@ class Turns:
                 raise LeaseTimeout(f"database is locked (NOWAIT): the write lease is held by {first}")
             self._waiting.append(turn)
             self._next()
+
+    def begin(self, turn: Turn, index: int) -> bool:
+        """Whether the turn may begin, now that ``index`` is applied; if not, its latch is set once more, later.
+
+        The entry that a leader means by an index may be lost with that leader: in the next term another one may have
+        its place, and what it would have told the transaction may come only later.
+        """
+        with self._mutex:
+            present = self._term == self._present_term()
+            if self._holder is not turn or (present and self._index == index):
+                return True
+            self._holder = None
+            turn.reset()
+            self._waiting.appendleft(turn)
+            if not present:
+                self._index = None  # the claim is on its way to the next leader, or will be as soon as that is known
+            self._next()
+            return False
 
     def finish(self, turn: Turn) -> None:
         """The turn is over: its COMMIT was sent, or it was rolled back. Harmless when it is over already."""
@@ -193,13 +215,13 @@ class Turns:
 
     # The core's LeasePort ---------------------------------------------------------------------------------
 
-    def granted(self, claim: bytes, index: int) -> bool:
+    def granted(self, claim: bytes, index: int, term: int) -> bool:
         """See LeasePort."""
         with self._mutex:
             if self._claim != claim:
                 return False
             if self._index is None:
-                self._index = index
+                self._index, self._term = index, term
                 self._elsewhere = None
                 self._next()
             return True

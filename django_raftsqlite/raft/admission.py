@@ -22,7 +22,8 @@ _ADMITTED = "admitted"
 """Key of the index of the configuration with which this log was admitted to the group."""
 _CONTACTS = "contacts"
 _ESTRANGED = "estranged"
-"""Key of the note that the group knows this address with another id: this node's disk is not the one it was."""
+"""Key of the note that the group knows this address with another id, as of a configuration with this index: this
+node's disk is not the one it was."""
 _REMOVED = "removed"
 
 
@@ -114,15 +115,17 @@ class Admission:
         """A member says that by the committed configuration ``index`` this node is none, or has another id
         (``id``)."""
         index, other = message["index"], bool(message["id"])
-        if self.removed is not None or self.waiting or index <= max(self._log.members.index, self.admitted_at):
+        estranged = int(self._log.get_meta(_ESTRANGED) or b"0")
+        newest = max(self._log.members.index, self.admitted_at, estranged)
+        if self.removed is not None or index <= newest or (self.waiting and (other or not estranged)):
             return
         if self.begins and other:
             logger.warning("%s knows this node with another disk: it is to be admitted again", peer)
-            self._log.set_meta(_ESTRANGED, b"1")
+            self._log.set_meta(_ESTRANGED, b"%d" % index)
             return
         if self.begins:
             reason = (
-                f"{self._config.address} is not a member of this group any more (log entry {index}). To make it one, "
+                f"{self._config.address} is not a member any more (log entry {index}). To make it one, "
                 'write OPTIONS["join"] = [the address of a member] instead of "peers", and delete its folder '
                 f"{self._log.path.parent}"
             )

@@ -41,16 +41,18 @@ class RaftDriver:
     """One member of a group, alive between :meth:`start` and :meth:`stop`.
 
     One thread runs one asyncio loop, which owns the Replica, the log and all sessions; nothing else touches them.
-    Any thread may use ``start``, ``stop``, ``call`` and ``loop``; everything else is for code that runs on the loop,
-    which must not block it: a loop that stands still for an election timeout costs its member the leadership.
+    Any thread may use ``start``, ``stop``, ``call``, ``leave``, ``loop`` and ``term``; everything else is for code
+    that runs on the loop, which must not block it: a loop that stands still for an election timeout costs its member
+    the leadership.
 
     The callbacks are made on the loop's thread and never from inside another method of this class:
     ``on_commit(index, term, payload)`` for every committed index from ``applied + 1`` on, in order (an empty payload
     is an entry of Raft's own); ``on_message(peer, message)`` for application messages, whose type starts with
     "node."; ``on_view(view)`` at the start and whenever role, term, leader, connected peers or established changed.
     ``on_told()`` follows ``on_commit`` when the followers were told what is committed: what wakes other threads
-    belongs there, since they take the interpreter lock from this one. ``room()`` False holds back further commits.
-    ``on_sync(seconds)`` says how long an fsync of the log took; of all of these it alone is called from within.
+    belongs there, since they take the interpreter lock from this one. ``on_events()`` follows whatever came at once,
+    messages and calls, before the log is made durable. ``room()`` False holds back further commits.
+    ``on_sync(seconds)`` says how long an fsync of the log took; it is called from within.
 
     ``applied`` None: the state machine's file is not to be relied on; the member starts halted (:meth:`halt`). So it
     does where the log shows it, unless it is alone: ``mismatch`` says why.
@@ -69,6 +71,7 @@ class RaftDriver:
         on_message: Callable[[str, dict[str, Any]], None],
         on_view: Callable[[RaftView], None],
         on_told: Callable[[], None] = lambda: None,
+        on_events: Callable[[], None] = lambda: None,
         room: Callable[[], bool] | None = None,
         on_sync: Callable[[float], object] | None = None,
         applied_term: int | None = None,
@@ -82,6 +85,7 @@ class RaftDriver:
         self._on_message = on_message
         self._on_view = on_view
         self._on_told = on_told
+        self._on_events = on_events
         self._room = room
         self._on_sync = on_sync
         self._facts = dict(facts or {})
@@ -154,6 +158,12 @@ class RaftDriver:
         assert self._replica is not None
         return self._replica.view
 
+    @property
+    def term(self) -> int:
+        """The newest term that this member has heard of, before ``on_view`` tells of it. Any thread."""
+        replica = self._replica
+        return 0 if replica is None else replica.term
+
     def propose(self, payload: bytes) -> tuple[int, int] | None:
         """Append an entry if this member leads: its (index, term), else None.
 
@@ -162,6 +172,7 @@ class RaftDriver:
         """
         if self._replica is None or self._failed is not None or self._stopping:
             return None
+        self._cork()
         try:
             place = self._replica.propose(payload)
         except LogFault as fault:
@@ -196,7 +207,11 @@ class RaftDriver:
         """
         if not str(message.get("type")).startswith("node."):
             raise ValueError(f"an application message has a type of its own, not {message.get('type')!r}")
-        return self._transport is not None and self._failed is None and self._transport.send(peer, message)
+        if self._transport is None or self._failed is not None:
+            return False
+        self._cork()
+        self._want_settle()
+        return self._transport.send(peer, message)
 
     def compact(self, index: int) -> None:
         """Let the log begin at ``index``, from tick to tick. The state after it is on the disk for good."""
@@ -542,15 +557,31 @@ class RaftDriver:
 
     def _settle(self) -> None:
         """Make durable, send, and deliver what the last events brought about."""
+        self._cork()
+        self._run_calls()
         self._settle_wanted = False
-        self._thread.run_calls()
         self._forgive_stall()
+        self._send_corked()  # entries are on their way while this member's log is made durable
         self._with_replica(lambda replica: replica.flush())
         self._with_replica(self._look_if_removed)
         self._follow_contacts()
         self._deliver()
         self._announce()
         self._expect()
+        if self._transport is not None:
+            self._transport.uncork()
+
+    def _cork(self) -> None:
+        if self._transport is not None:
+            self._transport.cork()
+
+    def _send_corked(self) -> None:
+        if self._transport is not None:
+            self._transport.flush()
+
+    def _run_calls(self) -> None:
+        self._thread.run_calls()
+        self._on_events()
 
     def _look_if_removed(self, replica: Replica) -> None:
         if replica.admission.removed is not None:
@@ -572,6 +603,8 @@ class RaftDriver:
 
     def _deliver(self) -> None:
         commits, answers = self._commits, self._answers
+        if commits:
+            self._run_calls()  # what came meanwhile may go with what waited for these
         while commits:
             index, term, payload = commits.popleft()
             try:
@@ -583,6 +616,7 @@ class RaftDriver:
                 self._fail(f"entry {index} could not be handed on: {error!r}")
         # After on_commit: the entries that it proposed, if any, have told it as well.
         self._with_replica(lambda replica: replica.announce())
+        self._send_corked()
         self._on_told()
         while answers:
             done, answer = answers.popleft()

@@ -29,6 +29,8 @@ class Hub(Protocol):
     tls_server: ssl.SSLContext | None
     tls_client: ssl.SSLContext | None
     encoder: FrameEncoder
+    corked: bool
+    """What is sent waits for a :meth:`Session.flush`."""
 
     def admit(self, session: Session) -> str | None:
         """A connection was made. Returns why it may not stay, or None."""
@@ -66,6 +68,7 @@ class Session(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._tls_task: asyncio.Task[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._unsent: list[bytes] = []
         self._closed = False
         self._released = False
         self.remote = dial or "?"
@@ -119,7 +122,18 @@ class Session(asyncio.Protocol):
         """Send one message; raises FrameError when it is too large for a frame."""
         if self._transport is not None and not self._closed:
             self.sent = self._loop.time()
-            self._transport.write(self._hub.encoder.encode(message))
+            data = self._hub.encoder.encode(message)
+            if self._hub.corked:
+                self._unsent.append(data)
+            else:
+                self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write what was sent while the hub was corked."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            if self._transport is not None and not self._closed:
+                self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     def keep_alive(self) -> None:
         """Send an empty frame, which only tells that this side lives."""
@@ -130,7 +144,8 @@ class Session(asyncio.Protocol):
     @property
     def backlog(self) -> int:
         """Bytes that the peer has not taken yet."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        written = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return written + sum(map(len, self._unsent))
 
     def close(
         self,
@@ -163,6 +178,7 @@ class Session(asyncio.Protocol):
     def finish(self, reason: str) -> None:
         """End the session, but let the peer take what was written before; ``done`` tells when it has."""
         if self._transport is not None and not self._closed:
+            self.flush()
             self._closed = True
             self._report(reason, None, None)
             self._transport.close()

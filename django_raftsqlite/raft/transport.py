@@ -56,6 +56,7 @@ class Transport:
         """Raises OSError (ssl.SSLError is one) when a certificate, key or authority cannot be used."""
         self.identity = identity
         self.encoder = FrameEncoder()
+        self.corked = False
         self.tls_server = _tls_context(config, server=True)
         self.tls_client = _tls_context(config, server=False)
         self._config = config
@@ -155,6 +156,24 @@ class Transport:
             return False
         return True
 
+    def cork(self) -> None:
+        """Until :meth:`uncork`, what is sent to a peer collects, to leave in one write.
+
+        Each write gives the interpreter lock away, and what comes in one piece is handled in one go.
+        """
+        self.corked = True
+
+    def flush(self) -> None:
+        """Let go what has collected."""
+        for session in self._open.values():
+            session.flush()
+
+    def uncork(self) -> None:
+        """Let go what has collected, and what is sent from now on at once."""
+        if self.corked:
+            self.corked = False
+            self.flush()
+
     # What sessions call (session.Hub)
 
     def admit(self, session: Session) -> str | None:
@@ -192,11 +211,13 @@ class Transport:
     def deliver(self, session: Session, message: dict[str, Any]) -> None:
         """Hand one message up."""
         assert session.peer is not None
+        self.cork()
         self._on_message(session.peer, message)
 
     def settle(self) -> None:
         """A batch was handed up."""
         self._on_settle()
+        self.uncork()
 
     def released(self, session: Session) -> None:
         """Forget a connection whose socket is closed."""

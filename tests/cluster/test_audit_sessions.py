@@ -1,4 +1,4 @@
-"""The audit's items on the transport, as far as they concern the member: T1 to T3."""
+"""The audit's items on the transport, as far as they concern the member: T1 to T3, X1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pysyncobj.node import TCPNode
+from pysyncobj.node import Node, TCPNode
 
 from django_raftsqlite.raft.filter import ProtocolViolation, validated
 from django_raftsqlite.raft.log import MAX_ENTRY
@@ -212,3 +212,31 @@ def test_t3_a_member_never_resolves_a_name(clock: Clock, tmp_path: Path, monkeyp
         for _ in range(5):
             shell.tick()
         assert shell.is_leader
+
+
+# X1: who only reads
+
+
+def test_x1_the_bare_library_sends_its_log_to_whoever_connects_to_read(clock: Clock) -> None:
+    """Nobody voted on it, and nobody asked who it is."""
+    member = Bare()
+    member.elect(clock)
+    member.drawer._onReadonlyNodeConnected(Node("stranger"))
+    member.receive("stranger", {"type": "next_node_idx", "next_node_idx": 2, "reset": True, "success": False})
+    clock.now += 1
+    member.tick()
+    assert [m for peer, m in member.sent if peer == "stranger" and m["type"] == "append_entries" and m["entries"]]
+
+
+def test_x1_who_is_not_in_the_configuration_is_sent_nothing_of_the_log(clock: Clock, shell: Shell) -> None:
+    """A learner is in it, by an entry of the log; it gets the log as voters do, and does not vote."""
+    shell.elect(clock)
+    shell.replica.connected("stranger", member_id("stranger"))
+    for number in range(5):
+        shell.replica.propose(b"%d" % number)
+        clock.now += shell.config.heartbeat
+        shell.tick()
+        shell.replica.flush()
+    assert shell.sent_of("append_entries")
+    assert not [m for peer, m in shell.sent if peer == "stranger" and m["type"] == "append_entries"]
+    assert not shell.replica._raft.readonlyNodes

@@ -366,6 +366,37 @@ def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Gro
     trio.settle()
 
 
+def test_the_commits_of_a_run_leave_before_its_lease(trio: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of a node's transactions wait, and wherever its run ends: what the next one reads has them."""
+    monkeypatch.setattr("django_raftsqlite.node.sequencer.RUN", 0.002)  # so that it ends while others wait
+    write(trio.nodes[0], "CREATE TABLE counter (id INTEGER PRIMARY KEY, x)")
+    write(trio.nodes[0], "INSERT INTO counter VALUES (1, 0)")
+    failures: list[BaseException] = []
+
+    def increment(node: ProcessNode) -> None:
+        readers = Readers(node.readers)
+        try:
+            for _ in range(25):
+                locked = Transaction(node, readers, 60)
+                locked.write({}, reason="locked")
+                ((x,),) = locked.execute("SELECT x FROM counter WHERE id = 1", None, writes=False).rows
+                locked.execute("UPDATE counter SET x = ? WHERE id = 1", (x + 1,), writes=True)
+                locked.commit()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            readers.close()
+
+    threads = [threading.Thread(target=increment, args=(node,)) for node in trio.nodes[:2] for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert failures == []
+    trio.settle()
+    assert read(trio.nodes[0], "SELECT x FROM counter") == [(200,)]
+
+
 def test_what_a_transaction_has_locked_stays_locked_while_leadership_moves(tmp_path: Path) -> None:
     """Every new leader grants the lease to whom it belongs, and lets nobody write past it."""
     with group(tmp_path, 3, lease_timeout=None) as trio:

@@ -284,6 +284,42 @@ def test_audit_t3_a_slow_name_server_does_not_stop_the_loop(
         release.set()
 
 
+def test_what_is_sent_while_corked_leaves_together_and_in_order(configs: list[RaftConfig]) -> None:
+    """A group of COMMITs is one piece for the leader, who makes one entry of it."""
+
+    async def main() -> None:
+        async with Endpoint(configs[0]) as one, Endpoint(configs[1]) as two:
+            await joined(one, two)
+            session = one.transport._open[two.address]
+            assert session._transport is not None
+            writes: list[bytes] = []
+            write = session._transport.write
+            session._transport.write = lambda data: (writes.append(data), write(data))  # type: ignore[method-assign]
+            one.transport.cork()
+            for n in range(3):
+                assert one.send(two, {"type": "marker", "n": n})
+            assert writes == [] and session.backlog > 0
+            one.transport.uncork()
+            assert len(writes) == 1
+            await until(lambda: len(two.events) == 4, "all have come")
+            assert [message["n"] for peer, message in two.events if peer == one.address] == [0, 1, 2]
+            await still_talk(one, two)
+
+    run(main)
+
+
+def test_what_is_corked_when_the_node_stops_is_sent(configs: list[RaftConfig]) -> None:
+    async def main() -> None:
+        async with Endpoint(configs[1]) as two:
+            async with Endpoint(configs[0]) as one:
+                await joined(one, two)
+                one.transport.cork()
+                assert one.send(two, {"type": "marker", "n": 1})
+            await until(lambda: (one.address, {"type": "marker", "n": 1}) in two.events, "it came")
+
+    run(main)
+
+
 def test_a_taken_port_is_told_by_its_address(configs: list[RaftConfig]) -> None:
     """The operator reads which address, and that it is taken."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from django_raftsqlite.raft.log import CONFIGURATION
 from django_raftsqlite.sqlite.entry import Outcome, RequestId, Status
 
 from .world import Violation
@@ -35,12 +36,15 @@ class Checks:
         self.elections = 0
         self.snapshots = 0
         self.healed = 0
+        self.changes = 0
         self.spared: tuple[Machine, int] | None = None
 
     def look(self, machine: Machine) -> None:
         """After each step of a machine's host."""
         host = machine.host
         if host is None:
+            return
+        if host.failed is not None and self.simulation.changes.stopped(machine, host.failed):
             return
         if host.failed is not None and not machine.excused:
             raise Violation(f"{machine.address} stopped itself: {host.failed}")
@@ -116,6 +120,7 @@ class Checks:
                 )
             if known is None:
                 command = log.entry(each)[0]
+                self.changes += command[:1] == CONFIGURATION
                 self._committed_first(machine, each, term or 0, _hash(command[1:] if command[:1] == b"\0" else b""))
         machine.commit_seen = index
 
@@ -125,10 +130,18 @@ class Checks:
         self.last_committed = max(self.last_committed, index)
         holders = [m.address for m in self.simulation.machines if m.holds(index, term)]
         machine.world.note(f"{machine.address} commits {index} of term {term}, on the disks of {','.join(holders)}")
-        if index > 1 and len(holders) <= len(self.simulation.machines) // 2:
+        acknowledged = {m.address for m in self.simulation.machines if m.acknowledged(index, term)}
+        if index > 1 and not self._enough(machine, index, acknowledged):
             raise Violation(
                 f"entry {index} counts as committed on {machine.address}, and is on the disks of {holders} alone"
             )
+
+    def _enough(self, machine: Machine, index: int, holders: set[str]) -> bool:
+        """Whether these are a majority of a configuration that was in force at an entry, or came after it."""
+        assert machine.log is not None
+        at = machine.log.members_at(index).index
+        known = [members for members in machine.log._configurations if members.index >= at]
+        return any(members.quorum(holders) for members in known)
 
     def dropped(self, machine: Machine, terms: dict[int, int], first: int) -> None:
         """A log drops its entries from an index on: none of them may be a committed one."""
@@ -175,7 +188,8 @@ class Checks:
 
     def voted(self, address: str, term: int, candidate: str) -> None:
         """A member's vote leaves it."""
-        known = self.votes.setdefault((address, term), candidate)
+        disk = self.simulation.machine_at(address).disks
+        known = self.votes.setdefault((f"{address} disk {disk}", term), candidate)
         if known != candidate:
             raise Violation(f"{address} votes for {known} and for {candidate} in term {term}")
 

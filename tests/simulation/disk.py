@@ -61,6 +61,12 @@ class Disk:
                 self._settle(path, chance)
         self._unsynced.clear()
 
+    def wipe(self) -> None:
+        """Another disk is put in its place."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        self._unsynced.clear()
+
     def _settle(self, path: Path, chance: random.Random) -> None:
         if path.name.endswith("-shm"):
             path.unlink()

@@ -32,7 +32,7 @@ class Faults:
         if self._over:
             return
         machine = self._machine(fault.who)
-        if machine is None or (fault.kind in DEADLY and self._unnoticed(machine, fault.kind)):
+        if machine is None or not machine.part or (fault.kind in DEADLY and self._unnoticed(machine, fault.kind)):
             return
         self._world.note(f"-- {fault}")
         getattr(self, f"_{fault.kind}")(fault, machine)
@@ -82,6 +82,17 @@ class Faults:
 
         # Some are back before anybody noticed.
         self._world.after(0.005 if fault.amount < 0.2 else fault.lasts, lambda: None if self._over else boot())
+
+    # Members
+
+    def _join(self, fault: Fault, _machine: Machine) -> None:
+        self._simulation.changes.join(fault)
+
+    def _remove(self, _fault: Fault, machine: Machine) -> None:
+        self._simulation.changes.remove(machine)
+
+    def _wipe(self, _fault: Fault, machine: Machine) -> None:
+        self._simulation.changes.wipe(machine)
 
     # Processes and machines
 

@@ -89,6 +89,11 @@ class Machine:
         self.commit_seen = 0
         self.applied_seen = 0
         self.place: Any = None
+        self.part = True
+        self.joins = False
+        self.learner = False
+        self.disks = 0
+        self._lost: list[tuple[int, dict[int, int], int]] = []
         self._waiting: dict[_Answer, None] = {}
         self._before: tuple[int, dict[int, int], int] | None = None
 
@@ -98,7 +103,9 @@ class Machine:
         return NodeConfig(
             name=self.disk.folder / "db.sqlite3",
             address=self.address,
-            peers=self.simulation.addresses,
+            peers=() if self.joins else self.simulation.addresses,
+            join=tuple(each.address for each in self.simulation.there if each is not self) if self.joins else (),
+            learner=self.learner,
             secret="s" * 16,
             timeout=scenario.timeout,
             wal_limit=scenario.wal_limit,
@@ -128,8 +135,10 @@ class Machine:
     # Its life
 
     def boot(self) -> None:
-        """Begin to host."""
+        """Begin to host, if it takes part."""
         assert self.process is None
+        if not self.part:
+            return
         self.boots += 1
         if self.old and self.boots > 1 and self.world.random.random() < 0.5:
             self.upgrade()
@@ -207,6 +216,18 @@ class Machine:
         self._waiting.clear()
         self.simulation.ended(process)
 
+    def wipe(self) -> None:
+        """It loses its disk, and with that all its processes."""
+        self.world.note(f"{self.address} loses its disk")
+        for guest in list(self.guests):
+            self.kill_guest(guest)
+        self.kill()
+        self.disk.wipe()
+        self.disks += 1
+        if self._before is not None:
+            self._lost.append(self._before)
+        self._before, self.touched = None, None
+
     def kill_guest(self, guest: Process) -> None:
         """An attached process is killed."""
         if not guest.alive:
@@ -229,6 +250,13 @@ class Machine:
             return False
         # What was cut off the log is in the database, which was synced before.
         return index < first or (index <= proven and terms.get(index) == term)
+
+    def acknowledged(self, index: int, term: int) -> bool:
+        """Whether the entry is, or was, on a disk of the machine: it may be lost while its word is on its way."""
+        lost = any(
+            index < first or (index <= proven and terms.get(index) == term) for proven, terms, first in self._lost
+        )
+        return lost or self.holds(index, term)
 
     # Guests
 

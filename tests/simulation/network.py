@@ -290,6 +290,8 @@ class Transport:
         self.dialling: set[str] = set()
         self.missing: dict[str, float] = {}
         self._encoder = FrameEncoder()
+        self._corked = False
+        self._unsent: list[tuple[Session, bytes]] = []
 
     def speak(self, protocol: int) -> None:
         pass
@@ -326,8 +328,20 @@ class Transport:
             session.close(self.address)
         self.sessions.clear()
 
+    def cork(self) -> None:
+        self._corked = True
+
+    def flush(self) -> None:
+        while self._unsent:
+            session, data = self._unsent.pop(0)
+            self.process.system_call()
+            session.send(self.address, data)
+
+    def uncork(self) -> None:
+        self._corked = False
+        self.flush()
+
     def send(self, peer: str, message: dict[str, Any]) -> bool:
-        self.process.system_call()
         session = self.sessions.get(peer)
         if session is None:
             return False
@@ -335,7 +349,9 @@ class Transport:
             self.network.voted(self.address, message["term"], peer)
         elif message["type"] == "request_vote":
             self.network.voted(self.address, message["term"], self.address)
-        session.send(self.address, self._encoder.encode(message))
+        self._unsent.append((session, self._encoder.encode(message)))
+        if not self._corked:
+            self.flush()
         return True
 
     def hear(self, peer: str, message: dict[str, Any]) -> None:

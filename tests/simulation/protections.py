@@ -46,8 +46,9 @@ class Protection:
         return f"| {self.item} | {self.what} | {self.fault} | {'; '.join(shown)} |"
 
 
-R, D, E, A, S, T = (
-    f"cluster.test_audit_{name}" for name in ("replication", "durability", "elections", "apply", "reads", "sessions")
+R, D, E, A, S, T, N = (
+    f"cluster.test_audit_{name}"
+    for name in ("replication", "durability", "elections", "apply", "reads", "sessions", "snapshots")
 )
 
 PROTECTIONS = (
@@ -132,7 +133,6 @@ PROTECTIONS = (
         "no votes while the leader is heard of",
         "a healthy leader is deposed",
         switches.no_stickiness,
-        seeds=10,
         directed=(f"{E}::test_r14_votes_are_not_given_while_the_leader_is_heard_of",),
     ),
     Protection(
@@ -187,11 +187,14 @@ PROTECTIONS = (
     ),
     Protection(
         "whole entries",
-        "R17, A6, T2",
+        "R1, R17, A6, T2",
         "unknown types and fields are refused",
         "pieces that do not fit together",
         switches.anything_valid,
-        directed=(f"{R}::test_r17_pieces_of_entries_and_snapshots_are_refused",),
+        directed=(
+            f"{R}::test_r17_pieces_of_entries_and_snapshots_are_refused",
+            f"{N}::test_r1_nothing_of_a_snapshot_of_the_librarys_gets_in",
+        ),
     ),
     Protection(
         "window",
@@ -277,7 +280,7 @@ PROTECTIONS = (
     ),
     Protection(
         "sync before the cut",
-        "R4, R6",
+        "R6, S-2",
         "the file is synced up to where the log is cut",
         "neither log nor file has an entry",
         switches.cut_unsynced,
@@ -330,5 +333,55 @@ PROTECTIONS = (
         "a damaged page stays",
         switches.contents_uncompared,
         seeds=10,
+    ),
+    Protection(
+        "note of an install",
+        "R6",
+        "what is installed is noted in the log first",
+        "after a crash, nobody knows where the file comes from",
+        switches.installs_unnoted,
+        directed=(f"{N}::test_r6_what_is_about_to_be_installed_is_on_the_disk_of_the_log_first",),
+    ),
+    Protection(
+        "heartbeats alone",
+        "R18",
+        "who needs a copy is sent heartbeats alone",
+        "a message for each of its answers",
+        switches.everything_to_the_lagging,
+        directed=(f"{N}::test_r18_a_member_that_needs_a_snapshot_is_sent_heartbeats_and_nothing_else",),
+    ),
+    Protection(
+        "who lags is heard",
+        "R19",
+        "who needs a copy answers heartbeats, and counts as heard",
+        "the leader steps down while it sends a copy",
+        switches.lagging_unheard,
+        directed=(f"{N}::test_r19_a_member_that_needs_a_snapshot_counts_as_heard",),
+    ),
+    Protection(
+        "place of a conflict",
+        "R20",
+        "a follower in conflict asks for what follows its commit index",
+        "one entry per round trip",
+        switches.one_index_a_round_trip,
+        directed=("cluster.test_compaction::test_the_place_of_a_lagging_member_is_found_in_a_few_round_trips",),
+    ),
+    Protection(
+        "bounded tail",
+        "R20",
+        "the newest entries alone are in memory",
+        "the whole log is",
+        switches.whole_log_in_memory,
+        directed=(f"{D}::test_only_the_newest_entries_are_in_memory_and_all_are_there",),
+    ),
+    Protection(
+        "sound copies",
+        "(design)",
+        "a copy is offered when nothing of another program's can be in it",
+        "a foreign write gets to a sound member",
+        switches.copies_unconfirmed,
+        directed=(
+            "cluster.test_snapshots::test_what_another_program_wrote_to_the_leaders_file_never_gets_into_a_copy",
+        ),
     ),
 )

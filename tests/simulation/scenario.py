@@ -58,6 +58,7 @@ class Scenario:
     upgrade: bool = False
     spared: bool = False
     damaged: bool = False
+    spares: int = 0
 
     def without(self, faults: set[int]) -> Scenario:
         """The same with fewer faults."""
@@ -139,6 +140,16 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         faults.sort(key=lambda fault: fault.at)
     if spared:
         faults = [fault for fault in faults if fault.kind in OF_ONE]
+    # The same for members that come and go.
+    apart = random.Random(f"members {seed}")
+    spares = 0
+    if not spared and nodes < 6 and apart.random() < 0.35:
+        spares, seconds = apart.choice([1, 2]), max(seconds, 4.0)
+        for _ in range(apart.choice([3, 6, 9])):
+            kind = apart.choice(["join", "join", "remove", "wipe", "wipe", "wipe"])
+            when, who = round(apart.uniform(0.0, seconds), 4), apart.randrange(nodes + spares)
+            faults.append(Fault(when, kind, who, amount=round(apart.random(), 4)))
+        faults.sort(key=lambda fault: fault.at)
     return Scenario(
         seed=seed,
         nodes=nodes,
@@ -162,5 +173,6 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         reluctant=chance.random() < 0.3 and not spared,
         sync=chance.choice([0.0, 0.0, 0.001, 0.01]),
         spared=spared,
+        spares=spares,
         damaged=nodes > 2 and apart.random() < 0.5,
     )

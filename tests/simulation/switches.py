@@ -326,3 +326,61 @@ def read_while_suspect() -> list[Patch]:
 
 def contents_uncompared() -> list[Patch]:
     return [(Verification, "tick", lambda _self, _view, _heard: None)]
+
+
+def installs_unnoted() -> list[Patch]:
+    original = Consensus.begin_install
+
+    def begin(self: Any, *arguments: Any, **keywords: Any) -> bool:
+        begun = original(self, *arguments, **keywords)
+        self.log.set_meta(consensus._INSTALLING, b"")
+        return begun
+
+    return [(Consensus, "begin_install", begin)]
+
+
+def everything_to_the_lagging() -> list[Patch]:
+    original = Consensus.replied
+
+    def replied(self: Any, peer: str, message: Any) -> None:
+        original(self, peer, message)
+        if self._progress[peer].behind:
+            self._progress[peer].behind = False
+            self._send_entries(peer)
+
+    return [(Consensus, "replied", replied)]
+
+
+def lagging_unheard() -> list[Patch]:
+    original = Filter._next_node_idx
+
+    def silent(self: Any, peer: str, message: Any, state: Any) -> Any:
+        return None if message["reset"] else original(self, peer, message, state)
+
+    return [(Filter, "_next_node_idx", silent)]
+
+
+def one_index_a_round_trip() -> list[Patch]:
+    original = Filter.outgoing
+
+    def outgoing(self: Any, message: Any, state: Any, *, transfer: bool) -> Any:
+        wanted = message.get("next_node_idx")
+        stamped = original(self, message, state, transfer=transfer)
+        if wanted is not None and stamped["reset"]:
+            stamped["next_node_idx"] = wanted
+        return stamped
+
+    return [(Filter, "outgoing", outgoing)]
+
+
+def whole_log_in_memory() -> list[Patch]:
+    original = RaftLog.__init__
+
+    def init(self: Any, path: Any, **arguments: Any) -> None:
+        original(self, path, **{**arguments, "tail_bytes": 2**62, "tail_entries": 2**62})
+
+    return [(RaftLog, "__init__", init)]
+
+
+def copies_unconfirmed() -> list[Patch]:
+    return [(Applier, "confirm", lambda _self, _go_on, *, resyncs: None)]

@@ -38,7 +38,7 @@ class Leader:
         self.told.clear()
 
         def grant() -> None:
-            assert self.turns.granted(claim, index)
+            assert self.turns.granted(claim, index, 0)
             if self.contested:
                 self.turns.wanted_by_others(claim, FOREVER)
             self.told.set()

@@ -103,6 +103,19 @@ class Group:
     def call(self) -> None:
         while self.calls:
             self.calls.popleft()()
+            self.settle()
+
+    def receive(self, target: str, source: str, message: Message) -> None:
+        self.cores[target].on_message(source, message)
+        self.settle()
+
+    def submit(self, address: str, *attempts: Attempt) -> None:
+        self.cores[address].submit(*attempts)
+        self.settle()
+
+    def settle(self) -> None:
+        for core in self.cores.values():
+            core.on_events()
 
     def view_of(self, address: str) -> RaftView:
         others = frozenset(a for a in MEMBERS if a != address and frozenset((a, address)) not in self.cut)
@@ -118,7 +131,7 @@ class Group:
             said = [sent for sent in self.wire if sent[2]["type"] == "node.told"]
             self.wire = deque(sent for sent in self.wire if sent not in said)
             for source, target, message in said:
-                self.cores[target].on_message(source, message)
+                self.receive(target, source, message)
 
     def refresh(self) -> None:
         for address in MEMBERS:
@@ -129,7 +142,7 @@ class Group:
         self.call()
         while self.wire:
             source, target, message = self.wire.popleft()
-            self.cores[target].on_message(source, message)
+            self.receive(target, source, message)
             self.call()
 
     def request(
@@ -159,7 +172,7 @@ class Group:
 def test_a_followers_request_enters_the_log_through_the_leader() -> None:
     group = Group()
     group.elect("n1")
-    group.cores["n2"].submit(group.request("n2", b"from n2"))
+    group.submit("n2", group.request("n2", b"from n2"))
     group.deliver()
     assert group.payloads() == [[b"from n2"]]
 
@@ -168,17 +181,29 @@ def test_while_one_batch_is_in_flight_the_next_one_collects() -> None:
     group = Group()
     group.elect("n1")
     for payload in (b"a", b"b", b"c"):
-        group.cores["n1"].submit(group.request("n1", payload))
+        group.submit("n1", group.request("n1", payload))
     assert group.payloads() == [[b"a"]]
     group.commit_all()
     assert group.payloads() == [[b"a"], [b"b", b"c"]]
+
+
+def test_what_comes_at_once_shares_an_entry() -> None:
+    group = Group()
+    group.elect("n1")
+    group.submit("n1", *(group.request("n1", payload) for payload in (b"a", b"b")))
+    group.submit("n2", *(group.request("n2", payload) for payload in (b"c", b"d")))
+    assert group.payloads() == [[b"a", b"b"]]
+    for source, target, message in [*group.wire]:
+        group.cores[target].on_message(source, message)
+    group.commit_all()
+    assert group.payloads() == [[b"a", b"b"], [b"c", b"d"]]
 
 
 def test_a_request_is_sent_again_to_the_next_leader_under_the_same_id() -> None:
     group = Group()
     group.elect("n1")
     request = group.request("n2", b"x")
-    group.cores["n2"].submit(request)
+    group.submit("n2", request)
     group.wire.clear()  # the old leader died with it
     group.elect("n3")
     group.deliver()
@@ -189,7 +214,7 @@ def test_a_request_is_sent_again_to_the_next_leader_under_the_same_id() -> None:
 def test_a_request_waits_unsent_while_there_is_no_leader() -> None:
     group = Group()
     request = group.request("n2")
-    group.cores["n2"].submit(request)
+    group.submit("n2", request)
     assert request.sent == 0
     group.elect("n1")
     group.deliver()
@@ -200,7 +225,7 @@ def test_a_request_whose_author_gave_up_is_never_sent() -> None:
     """So that "surely not executed" can be told apart from "unknown"."""
     group = Group()
     request = group.request("n2")
-    group.cores["n2"].submit(request)
+    group.submit("n2", request)
     assert request.wait(0) is None
     group.elect("n1")
     group.deliver()
@@ -211,7 +236,7 @@ def test_a_session_to_the_leader_that_broke_sends_the_request_again_when_it_is_b
     group = Group()
     group.elect("n1")
     request = group.request("n2")
-    group.cores["n2"].submit(request)
+    group.submit("n2", request)
     group.wire.clear()
     group.cut.add(frozenset(("n1", "n2")))
     group.refresh()
@@ -226,10 +251,11 @@ def test_a_refusal_is_definite_only_for_a_request_that_was_sent_once() -> None:
     group.elect("n1")
     once, twice = group.request("n2", b"1"), group.request("n2", b"2")
     for request in (once, twice):
-        group.cores["n2"].submit(request)
+        group.submit("n2", request)
     twice.sent = 2
     for request in (once, twice):
-        group.cores["n2"].on_message(
+        group.receive(
+            "n2",
             "n1",
             {"type": "node.refused", "subject": request.id.to_bytes(), "reason": "locked", "text": "locked"},
         )
@@ -240,7 +266,7 @@ def test_a_refusal_is_definite_only_for_a_request_that_was_sent_once() -> None:
 def test_the_lease_is_granted_from_the_last_index_of_the_log_on() -> None:
     group = Group()
     group.elect("n1")
-    group.cores["n1"].submit(group.request("n1", b"before"))
+    group.submit("n1", group.request("n1", b"before"))
     turn = group.take("n2", "first")
     group.deliver()
     assert turn.wait(0) == 1
@@ -251,7 +277,7 @@ def test_a_grant_that_comes_too_late_is_given_back() -> None:
     group.elect("n1")
     turn = group.take("n2", "first")
     source, target, message = group.wire.popleft()
-    group.cores[target].on_message(source, message)  # granted, on its way
+    group.receive(target, source, message)  # granted, on its way
     group.turns["n2"].leave(turn)
     group.deliver()
     assert group.cores["n1"].leader.sequencer.holder is None
@@ -262,7 +288,7 @@ def test_a_node_is_told_that_others_wait_and_gives_the_lease_back_when_its_trans
     group.elect("n1")
     turn = group.take("n2", "first")
     group.deliver()
-    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.submit("n3", group.request("n3", b"waits"))
     group.deliver()
     assert group.log == []
     group.turns["n2"].finish(turn)
@@ -285,7 +311,7 @@ def test_a_nodes_own_autocommit_write_does_not_wait_for_a_lease_that_is_held_for
     group = Group()
     group.elect("n1")
     group.turns["n2"].finish(group.take_granted("n2", "first"))
-    group.cores["n2"].submit(group.request("n2", b"write"))
+    group.submit("n2", group.request("n2", b"write"))
     group.deliver()
     assert group.payloads() == [[b"write"]]
 
@@ -293,7 +319,7 @@ def test_a_nodes_own_autocommit_write_does_not_wait_for_a_lease_that_is_held_for
 def send_commit(group: Group, address: str, turn: Turn) -> None:
     """The author's thread has sent a COMMIT and ended its turn; the loop has not come to it yet."""
     attempt = group.request(address, b"commit", lease=turn.claim)
-    group.calls.append(lambda: group.cores[address].submit(attempt))
+    group.calls.append(lambda: group.submit(address, attempt))
     group.turns[address].finish(turn)
 
 
@@ -304,11 +330,11 @@ def test_a_lease_that_others_want_does_not_leave_before_the_commit_that_was_sent
     turn = group.take_granted("n2", "first")
     group.take("n3", "second")
     source, target, message = group.wire.popleft()
-    group.cores[target].on_message(source, message)  # the leader asks n2
+    group.receive(target, source, message)  # the leader asks n2
     send_commit(group, "n2", turn)
     while group.wire:
         source, target, message = group.wire.popleft()
-        group.cores[target].on_message(source, message)
+        group.receive(target, source, message)
     group.deliver()
     assert group.payloads() == [[b"commit"]]
 
@@ -318,7 +344,7 @@ def test_a_lease_does_not_make_way_for_an_autocommit_write_before_the_commit_tha
     group.elect("n1")
     turn = group.take_granted("n2", "first")
     write = group.request("n2", b"write")
-    group.calls.append(lambda: group.cores["n2"].submit(write))
+    group.calls.append(lambda: group.submit("n2", write))
     send_commit(group, "n2", turn)
     group.deliver()
     group.commit_all()
@@ -352,7 +378,7 @@ def test_a_node_that_does_not_answer_loses_the_lease_while_others_wait() -> None
     group = Group(lease_timeout=1.0)
     group.elect("n1")
     turn = group.take_granted("n2", "first")
-    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.submit("n3", group.request("n3", b"waits"))
     group.deliver()
     assert group.log == []
     group.now += 2.1
@@ -366,7 +392,7 @@ def test_a_node_that_answers_keeps_the_lease_for_a_transaction_at_work() -> None
     group = Group(lease_timeout=1.0)
     group.elect("n1")
     turn = group.take_granted("n2", "first")
-    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.submit("n3", group.request("n3", b"waits"))
     group.deliver()
     for _ in range(5):
         group.now += 1.0
@@ -381,8 +407,8 @@ def test_commits_go_into_the_log_at_once_and_the_writes_behind_when_the_lease_is
     group = Group()
     group.elect("n1")
     turn = group.take_granted("n2", "first")
-    group.cores["n3"].submit(group.request("n3", b"waits"))
-    group.cores["n2"].submit(group.request("n2", b"commit", lease=turn.claim))
+    group.submit("n3", group.request("n3", b"waits"))
+    group.submit("n2", group.request("n2", b"commit", lease=turn.claim))
     group.deliver()
     group.commit_all()
     assert group.payloads() == [[b"commit"]]
@@ -397,7 +423,7 @@ def test_a_commit_that_outlived_its_leader_enters_the_log_again_although_the_lea
     group.elect("n1")
     turn = group.take_granted("n2", "first")
     commit = group.request("n2", b"commit", lease=turn.claim)
-    group.cores["n2"].submit(commit)
+    group.submit("n2", commit)
     group.wire.clear()  # the leader died with it, or after it was in the log
     group.leader, group.term = "n3", group.term + 1
     for address in ("n1", "n3"):  # n2 hears of the new leader later
@@ -432,13 +458,13 @@ def test_a_transaction_at_work_keeps_the_lease_when_the_leader_is_another_one() 
     other = group.take("n3", "other")
     group.deliver()
     group.elect("n3", told=False)
-    group.cores["n3"].submit(group.request("n3", b"autocommit"))
+    group.submit("n3", group.request("n3", b"autocommit"))
     group.cores["n3"].tick()
     group.deliver()
     holder = group.cores["n3"].leader.sequencer.holder
     assert holder is not None and holder.source == "n2" and "at work" in holder.who
     commit = group.request("n2", b"commit", lease=at_work.claim)
-    group.cores["n2"].submit(commit)
+    group.submit("n2", commit)
     group.turns["n2"].finish(at_work)
     group.deliver()
     assert group.payloads() == [[b"commit"]]
@@ -485,7 +511,7 @@ def test_a_leader_does_not_wait_long_for_a_member_that_says_nothing() -> None:
     group.elect("n1", told=False)
     group.wire = deque(sent for sent in group.wire if sent[0] != "n2")
     group.deliver()
-    group.cores["n3"].submit(group.request("n3", b"write"))
+    group.submit("n3", group.request("n3", b"write"))
     other = group.take("n3", "other")
     group.deliver()
     assert group.log == [] and not other.decided
@@ -503,7 +529,7 @@ def test_a_leader_does_not_wait_for_a_member_whose_session_has_ended() -> None:
     group.wire = deque(sent for sent in group.wire if sent[0] != "n2")
     group.cut = {frozenset(("n1", "n2"))}
     group.refresh()
-    group.cores["n3"].submit(group.request("n3", b"write"))
+    group.submit("n3", group.request("n3", b"write"))
     group.deliver()
     assert group.payloads() == [[b"write"]]
 
@@ -515,12 +541,12 @@ def test_a_lease_that_a_former_leader_granted_is_none() -> None:
     turn = group.take("n2", "first")
     (claim,) = group.wire
     group.wire.clear()
-    group.cores["n1"].on_message("n2", claim[2])
+    group.receive("n1", "n2", claim[2])
     (granted,) = group.wire
     assert granted[2]["type"] == "node.granted"
     group.wire.clear()
     group.elect("n3")
-    group.cores["n2"].on_message("n1", granted[2])
+    group.receive("n2", "n1", granted[2])
     assert not turn.decided
     group.deliver()
     assert turn.wait(0) == 0, "the present one has granted it"
@@ -530,7 +556,7 @@ def test_a_leader_that_lost_its_office_forgets_the_queue_and_everybody_sends_aga
     group = Group()
     group.elect("n1")
     turn = group.take("n1", "first")
-    group.cores["n2"].submit(group.request("n2", b"queued"))
+    group.submit("n2", group.request("n2", b"queued"))
     group.deliver()
     assert group.log == []
     group.elect("n3")
@@ -631,10 +657,10 @@ def test_without_a_leader_one_question_waits_for_the_next_one() -> None:
 def test_a_failed_node_refuses_what_was_surely_not_sent() -> None:
     group = Group()
     unsent = group.request("n2")
-    group.cores["n2"].submit(unsent)
+    group.submit("n2", unsent)
     group.cores["n2"].fail("disk full")
     later = group.request("n2")
-    group.cores["n2"].submit(later)
+    group.submit("n2", later)
     for request in (unsent, later):
         refused = request.wait(0)
         assert isinstance(refused, Refused) and refused.reason == "failed" and "disk full" in str(refused)
@@ -643,7 +669,7 @@ def test_a_failed_node_refuses_what_was_surely_not_sent() -> None:
 def refuse(group: Group, address: str, subject: bytes) -> None:
     """The leader's refusal arrives at ``address``."""
     message = {"type": "node.refused", "subject": subject, "reason": "locked", "text": "locked"}
-    group.cores[address].on_message(group.leader or "", message)
+    group.receive(address, group.leader or "", message)
 
 
 def test_a_request_that_an_earlier_host_sent_is_never_refused_for_sure() -> None:
@@ -651,7 +677,7 @@ def test_a_request_that_an_earlier_host_sent_is_never_refused_for_sure() -> None
     group = Group()
     group.elect("n1")
     request = group.request("n2", sent=True)
-    group.cores["n2"].submit(request)
+    group.submit("n2", request)
     refuse(group, "n2", request.id.to_bytes())
     assert not request.decided
 
@@ -659,8 +685,8 @@ def test_a_request_that_an_earlier_host_sent_is_never_refused_for_sure() -> None
 def test_a_request_is_told_to_the_leader_as_sent_before_when_an_earlier_host_may_have_sent_it() -> None:
     group = Group()
     group.elect("n1")
-    group.cores["n2"].submit(group.request("n2", b"new"))
-    group.cores["n2"].submit(group.request("n2", b"old", sent=True))
+    group.submit("n2", group.request("n2", b"new"))
+    group.submit("n2", group.request("n2", b"old", sent=True))
     assert [(message["data"], message["again"]) for _, _, message in group.wire] == [(b"new", False), (b"old", True)]
 
 
@@ -668,7 +694,7 @@ def test_a_commit_that_outlived_its_host_enters_the_log_although_another_holds_t
     group = Group()
     group.elect("n1")
     group.take_granted("n3", "at work")
-    group.cores["n2"].submit(group.request("n2", b"commit", lease=b"dead host's", sent=True))
+    group.submit("n2", group.request("n2", b"commit", lease=b"dead host's", sent=True))
     group.deliver()
     assert group.payloads() == [[b"commit"]]
 
@@ -679,8 +705,8 @@ def test_the_same_request_from_two_connections_is_queued_once() -> None:
     turn = group.take_granted("n1", "at work")
     first = group.request("n2", b"x")
     again = group.attempt("n2", first.request)
-    group.cores["n2"].submit(first)
-    group.cores["n2"].submit(again)
+    group.submit("n2", first)
+    group.submit("n2", again)
     group.deliver()
     assert group.log == []
     group.turns["n1"].finish(turn)
@@ -693,7 +719,7 @@ def test_a_failed_node_tells_those_whose_requests_it_sent_at_once() -> None:
     group = Group()
     group.elect("n1")
     request = group.request("n2")
-    group.cores["n2"].submit(request)
+    group.submit("n2", request)
     group.cores["n2"].fail("disk full")
     refused = request.wait(0)
     assert isinstance(refused, Refused) and refused.reason == "failed" and request.sent == 1
@@ -767,7 +793,7 @@ def test_what_was_sent_to_a_leaders_former_office_is_dropped() -> None:
     group = Group()
     group.elect("n1")
     group.cores["n2"].open_origin(Opening(b"o" * 16, group.now + 5))
-    group.cores["n2"].submit(group.request("n2", b"late"))
+    group.submit("n2", group.request("n2", b"late"))
     late = list(group.wire)
     group.wire.clear()
     group.elect("n3")
@@ -806,7 +832,7 @@ def test_the_parts_of_a_transaction_go_ahead_of_those_who_wait_and_its_lease_goe
     group.elect("n1")
     turn = group.take_granted("n2", "UPDATE large")
     leader = group.cores["n1"].leader
-    group.cores["n3"].submit(group.request("n3", b"waits"))
+    group.submit("n3", group.request("n3", b"waits"))
     whole = group.origins["n2"].create(
         lambda *_: Encoded([b"one", b"two"], 6, bytes(32)), solo=False, lease=turn.claim
     )
@@ -818,14 +844,14 @@ def test_the_parts_of_a_transaction_go_ahead_of_those_who_wait_and_its_lease_goe
         assert decoded.low_water <= whole.id.sequence, (
             "the mark must not pass the transaction while its parts are sent"
         )
-        group.cores["n2"].submit(group.attempt("n2", part))
+        group.submit("n2", group.attempt("n2", part))
         group.origins["n2"].forget(part)
         group.deliver()
         group.commit_all()
         group.now += 0.5
     long = leader.long_commit()
     assert long is not None and long[0] == 1.0 and "UPDATE large" in long[1]
-    group.cores["n2"].submit(group.attempt("n2", whole))
+    group.submit("n2", group.attempt("n2", whole))
     group.turns["n2"].finish(turn)
     group.deliver()
     group.commit_all()
@@ -846,7 +872,7 @@ def test_what_waits_at_the_leader_is_not_refused_while_its_patience_stands_still
     group.elect("n1")
     group.take_granted("n2", "UPDATE for ever")
     waits = group.request("n1", b"waits")
-    group.cores["n1"].submit(waits)
+    group.submit("n1", waits)
     stood = 20.0
     group.now += 24.0
     group.turns["n2"].who = lambda: "still at work"  # type: ignore[method-assign]
@@ -865,7 +891,7 @@ def test_what_a_leader_says_of_itself_counts_for_a_moment() -> None:
     group = Group()
     group.elect("n1")
     for source in ("n1", "n3"):
-        group.cores["n2"].on_message(source, {"type": "node.progress", "applying": source})
+        group.receive("n2", source, {"type": "node.progress", "applying": source})
     assert group.cores["n2"].told_by_leader("applying") == "n1"
     group.now += 2
     assert group.cores["n2"].told_by_leader("applying") is None

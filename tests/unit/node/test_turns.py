@@ -15,14 +15,15 @@ class Leader:
         self.asked: list[bytes] = []
         self.given_back: list[bytes] = []
         self.nowait: list[bool] = []
-        self.turns = Turns(ask=self._ask, give_back=self.given_back.append)
+        self.term = 1
+        self.turns = Turns(ask=self._ask, give_back=self.given_back.append, term=lambda: self.term)
 
     def _ask(self, claim: bytes, who: str, nowait: bool) -> None:
         self.asked.append(claim)
         self.nowait.append(nowait)
 
     def grant(self, index: int = 7) -> bool:
-        return self.turns.granted(self.asked[-1], index)
+        return self.turns.granted(self.asked[-1], index, self.term)
 
 
 def turn(name: str, *, nowait: bool = False) -> Turn:
@@ -215,3 +216,37 @@ def test_when_the_node_has_failed_nobody_waits_on(leader: Leader) -> None:
     leader.turns.refused(leader.asked[0], "failed", "its disk is full")
     answers = [each.wait(0) for each in waiting]
     assert all(isinstance(answer, Lost) and answer.reason == "failed" for answer in answers)
+
+
+def test_what_a_deposed_leader_granted_is_not_begun_with(leader: Leader) -> None:
+    """The entry at that index may have been lost with it."""
+    first, second = turn("first"), turn("second")
+    leader.turns.take(first)
+    leader.turns.take(second)
+    leader.grant(7)
+    assert first.wait(0) == 7
+    leader.term = 2
+    assert not leader.turns.begin(first, 7)
+    assert leader.turns.holder is None and first.wait(0) is None
+    first = turn("first again")
+    leader.turns.take(first)
+    assert leader.turns.unsure(), "the next leader is asked for it"
+    leader.grant(9)
+    assert leader.turns.holder is second and second.wait(0) == 9
+    assert leader.turns.begin(second, 9)
+
+
+def test_a_turn_that_waits_again_keeps_its_place_and_begins_with_what_the_next_leader_grants(leader: Leader) -> None:
+    first, second = turn("first"), turn("second")
+    leader.turns.take(first)
+    leader.turns.take(second)
+    leader.grant(7)
+    assert first.wait(0) == 7
+    leader.term = 2
+    assert leader.turns.unsure()
+    leader.grant(9)
+    assert not leader.turns.begin(first, 7), "the index is another one's"
+    assert leader.turns.holder is first and first.wait(0) == 9
+    assert leader.turns.begin(first, 9)
+    leader.turns.finish(first)
+    assert second.wait(0) == 9
