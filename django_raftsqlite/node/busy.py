@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .applier import Applier, Applying
+from .applier import Applier
+from .applying import Applying
 from .core import Core
 
 

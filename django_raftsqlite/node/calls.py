@@ -14,7 +14,8 @@ from ..raft.driver import RaftDriver
 from ..raft.members import ChangeRefused
 from ..sqlite.entry import ItemKind, Outcome, Status
 from .api import LeaseLost, NodeConfig
-from .applier import Applier, Outcomes
+from .applier import Applier
+from .applying import Outcomes
 from .busy import Busy
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused

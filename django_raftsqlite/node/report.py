@@ -13,7 +13,8 @@ from ..raft.driver import RaftDriver
 from ..raft.members import Member, Role
 from ..sqlite.connections import Snapshot
 from .api import NodeConfig
-from .applier import Applier, Applying
+from .applier import Applier
+from .applying import Applying
 from .busy import Busy
 from .core import Core
 from .divergence import Divergence

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
-
-import apsw
 
 from django_raftsqlite.dbapi.connection import Connection
 from django_raftsqlite.node import compaction, snapshot_source, startup
@@ -22,14 +19,15 @@ from django_raftsqlite.node import process as process_module
 from django_raftsqlite.raft import consensus
 from django_raftsqlite.sqlite import connections, parts
 
+from .aftermath import Aftermath
 from .changes import Changes
 from .checks import Checks
-from .clients import SPARE, Client, leave_to_the_dead, set_up
+from .clients import Client, leave_to_the_dead, set_up
 from .faults import Faults
 from .guests import Share
 from .history import DONE, FAILED, UNKNOWN, History
 from .installed import installed
-from .machine import OLD, Machine, state_machines
+from .machine import Machine, state_machines
 from .network import Network
 from .scenario import Scenario
 from .world import Process, Violation, World
@@ -80,7 +78,7 @@ class Simulation:
         self.faults = Faults(self)
         self.winding_down = False
         self.ready = False
-        self._busy: dict[Client, float] = {}
+        self.busy: dict[Client, float] = {}
         self._owners: dict[Process, Machine] = {}
         self._names = 0
 
@@ -123,8 +121,8 @@ class Simulation:
 
     def ended(self, process: Process) -> None:
         """A process died: what its clients were doing has an unknown outcome."""
-        for client in [client for client in self._busy if client.process is process]:
-            del self._busy[client]
+        for client in [client for client in self.busy if client.process is process]:
+            del self.busy[client]
 
     # Clients
 
@@ -144,10 +142,10 @@ class Simulation:
         self.begin_clients(machine, guest)
 
     def began(self, client: Client) -> None:
-        self._busy[client] = self.world.now
+        self.busy[client] = self.world.now
 
     def finished(self, client: Client) -> None:
-        self._busy.pop(client, None)
+        self.busy.pop(client, None)
 
     # The run
 
@@ -156,7 +154,7 @@ class Simulation:
         world = self.world
         for machine in self.there:
             machine.boot()
-        self._wait(lambda: self.leader() is not None, ELECTED, "a leader is elected")
+        self.wait(lambda: self.leader() is not None, ELECTED, "a leader is elected")
         self._set_up()
         self.ready = True
         if self.scenario.spared:
@@ -172,16 +170,18 @@ class Simulation:
         for fault in self.scenario.faults:
             world.at(start + fault.at, lambda fault=fault: self.faults.happen(fault))
         world.run(start + self.scenario.seconds)
-        self._recover()
+        Aftermath(self).run()
 
     def leader(self) -> Machine | None:
+        """Who leads, and has an entry of its term committed."""
         """Who leads, and has committed something in its term."""
         for machine in self.there:
             if machine.replica is not None and machine.replica.view.established:
                 return machine
         return None
 
-    def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Let time pass until it is so. Raises Violation when it is not within ``seconds``."""
         step = self.world.now
         end = step + seconds
         while not condition():
@@ -190,7 +190,7 @@ class Simulation:
                 raise Violation(f"not within {seconds:g} s: {what}\n{self.describe()}")
             self.world.run(step)
 
-    def _task(self, machine: Machine, act: Callable[[Connection], None], what: str, seconds: float) -> None:
+    def task(self, machine: Machine, act: Callable[[Connection], None], what: str, seconds: float) -> None:
         """Run something on a connection of a machine's own process."""
         process = machine.process
         assert process is not None
@@ -206,7 +206,7 @@ class Simulation:
             over.append(True)
 
         self.world.spawn(process, run, what)
-        self._wait(lambda: bool(over), seconds + 5, what)
+        self.wait(lambda: bool(over), seconds + 5, what)
 
     def _set_up(self) -> None:
         def act(connection: Connection) -> None:
@@ -214,118 +214,12 @@ class Simulation:
 
         leader = self.leader()
         assert leader is not None
-        self._task(leader, act, "the tables are made", ELECTED)
-        self._wait(self._settled, HEALED, "all nodes have the tables")
+        self.task(leader, act, "the tables are made", ELECTED)
+        self.wait(self.settled, HEALED, "all nodes have the tables")
         self.made = leader.replica.commit_index
 
-    def _recover(self) -> None:
-        """All faults end; the group must be whole again within bounds, and agree."""
-        world = self.world
-        world.note("all faults end")
-        self.faults.end()
-        for machine in self.there:
-            if machine.process is None:
-                machine.boot()
-        world.run(world.now + 1.0)
-        self.winding_down = True
-        self._wait(lambda: not self._busy, HEALED, "every client has its answer")
-        self._wait(self._settled, HEALED, "all nodes have applied the same")
-        if self.scenario.upgrade:
-            self._upgrade()
-        if self.scenario.damaged:
-            self._damage()
-        if self.scenario.damaged or self.checks.healed or self.scenario.upgrade:
-            self._verify()
-        found: list[Any] = []
-        for machine in self.there:
-
-            def read(connection: Connection) -> None:
-                cursor = connection.cursor()
-                rows = cursor.execute("SELECT op, k, n FROM done ORDER BY rowid").fetchall()
-                spare = cursor.execute("SELECT text FROM spare").fetchall()
-                found.append((rows, dict(cursor.execute("SELECT k, n FROM counter").fetchall()), spare))
-
-            self._task(machine, read, "the tables are read", 5.0)
-        for each in found[1:]:
-            if each != found[0]:
-                raise Violation("the tables differ between nodes")
-        rows, counters, spare = found[0]
-        if spare != [(SPARE,)]:
-            raise Violation(f"what another program wrote spread to all nodes: {spare}")
-        self.history.check(rows, counters)
-
-    def _upgrade(self) -> None:
-        """The last machines are upgraded, one by one; then, and not before, the group uses the new protocol."""
-        self.checks.spared = None  # leaders are stopped, too
-        for machine in self.there:
-            if machine.old:
-                found = {each.host._protocol.used for each in self.there if each.host is not None}
-                if found != {1}:
-                    raise Violation(f"the group uses protocol {found} while {machine.address} speaks {OLD}")
-                machine.kill()
-                machine.upgrade()
-                machine.boot()
-                self._wait(self._settled, HEALED, f"{machine.address} is back with the new version")
-
-        def used() -> bool:
-            return all(machine.host is not None and machine.host._protocol.used == 2 for machine in self.there)
-
-        self._wait(used, HEALED, "the group uses the new protocol")
-        self._wait(self._settled, HEALED, "all nodes have applied the same with the new protocol")
-
-    def _damage(self) -> None:
-        """A byte of a follower's table changes on its disk, and nothing else tells of it: not even a time."""
-        leader = self.leader()
-        if leader is None or len(leader.replica.members.voters) < 3:
-            return  # of two nobody can tell which is wrong
-        for machine in self.there:
-            path = machine.disk.folder / "db.sqlite3"
-            at = path.read_bytes().find(SPARE.encode())
-            if at < 0 or machine is self.leader():
-                continue
-            _overwrite(path, at, b"W")
-            with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-                if connection.execute("SELECT text FROM spare").get != SPARE:
-                    machine.touched = "touched"
-                    self.world.note(f"-- a byte of {machine.address}'s table changes")
-                    return
-            _overwrite(path, at, SPARE[:1].encode())  # the page is in the WAL, too
-
-    def _verify(self) -> None:
-        """All members have the same content, row by row, or are found not to have, and healed."""
-        damaged = [machine for machine in self.there if machine.touched]
-        healed = self.checks.healed
-        self._verified()
-        self._wait(lambda: self.checks.healed == healed + len(damaged), HEALED, "what is damaged is found and healed")
-        self._wait(self._settled, HEALED, "all nodes have applied the same again")
-        if damaged:
-            self._verified()
-        latest = {machine.address: machine.host._verification.latest for machine in self.there if machine.host}
-        if len({told["digest"] for told in latest.values() if told is not None}) != 1 or None in latest.values():
-            raise Violation(f"the content differs after it was healed: {latest}")
-
-    def _verified(self) -> None:
-        """What `raft verify` does: an entry in the log, at which every member hashes its content."""
-        leader = self.leader()
-        assert leader is not None and leader.process is not None and leader.host is not None
-        host, told = leader.host, []
-        self.world.spawn(leader.process, lambda: told.append(bytes.fromhex(host.verify(timeout=ELECTED))), "verify")
-
-        def over() -> bool:
-            if not told:
-                return False
-            for machine in self.there:
-                if machine.host is None:
-                    return False
-                latest = machine.host._verification.latest
-                done = latest is not None and latest["id"] == told[0] and (latest["digest"] or latest["problem"])
-                if not done and machine.touched is None:
-                    return False
-            return True
-
-        self._wait(over, HEALED, "all members have verified their content")
-
-    def _settled(self) -> bool:
+    def settled(self) -> bool:
+        """All members have applied all of the leader's log."""
         leader = self.leader()
         if leader is None or (self.ready and not self.changes.complete):
             return False
@@ -347,7 +241,7 @@ class Simulation:
                 lines.append(f"{machine.address}: {'no host' if host is None else host.failed}")
             else:
                 lines.append(f"{machine.address}: {replica.view} applied={host._applied.index}")
-        lines += [f"{client.name} waits since {self.world.now - since:.1f} s" for client, since in self._busy.items()]
+        lines += [f"{client.name} waits since {self.world.now - since:.1f} s" for client, since in self.busy.items()]
         return "\n".join(lines)
 
 
@@ -396,14 +290,6 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         healed=simulation.checks.healed,
         events=world.events,
     )
-
-
-def _overwrite(path: Path, at: int, content: bytes) -> None:
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
