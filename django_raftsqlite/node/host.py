@@ -185,6 +185,7 @@ class HostedNode:
             failed=self._fail,
             suspect=lambda: self.suspect is not None,
             distrust=self._distrust,
+            least=lambda: self._trust.least,
         )
         self._divergence = Divergence(
             config.address,
@@ -217,7 +218,7 @@ class HostedNode:
             oldest_snapshot=oldest_snapshot,
         )
         if suspect is not None:
-            self._distrust(suspect)
+            self._trust.distrust(suspect)
         if config.durable and not is_alone(config):
             fingerprint.begin(config.folder)
         else:
@@ -234,7 +235,7 @@ class HostedNode:
         if self.suspect is not None:
             self._driver.call(self._core.distrust, self.suspect)
         elif self._driver.mismatch is not None:
-            self._distrust(self._driver.mismatch)
+            self._trust.distrust(self._driver.mismatch)
         self._upkeep.start()
         self._driver.call(self._tick)
 
@@ -432,7 +433,7 @@ class HostedNode:
 
     def _distrust(self, reason: str, index: int | None = None) -> None:
         if self.failed is None:
-            self._trust.distrust(reason, index)
+            self._trust.distrust(reason, index, applied=self._applied.index)
 
     def _on_suspect(self, reason: str) -> None:
         self._driver.call(self._core.distrust, reason)

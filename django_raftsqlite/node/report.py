@@ -168,7 +168,7 @@ class Report:
         """The least index of a copy by which this node becomes sound again, if it wants one."""
         if not self._trust.wants_copy() or not self._driver.halted:
             return None
-        return self._driver.installable_from
+        return max(self._driver.installable_from, self._trust.least)
 
 
 def _told_of(verified: dict[str, Any] | None) -> dict[str, Any] | None:

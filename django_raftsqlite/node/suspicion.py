@@ -47,6 +47,7 @@ class Mark:
         self._seen: tuple[int, int, int] | None = None
         self.reason: str | None = None
         self.generation = 0
+        self.applied = 0
         self._look()
 
     def permit(self) -> int:
@@ -63,10 +64,14 @@ class Mark:
         """The next ``permit`` looks at the file: what happened until now must be seen."""
         self._next = 0.0
 
-    def set(self, reason: str | None) -> None:
-        """Write it down, on the disk; None when a sound file is in the place of the suspect one. Raises OSError."""
+    def set(self, reason: str | None, applied: int = 0) -> None:
+        """Write it down, on the disk; None when a sound file is in the place of the suspect one. Raises OSError.
+
+        ``applied`` is the log index up to which somebody may have read the suspect file.
+        """
         generation = self.generation + (reason is None)
-        text = json.dumps({"reason": reason, "generation": generation, "time": time.time()})
+        told = {"reason": reason, "generation": generation, "applied": applied, "time": time.time()}
+        text = json.dumps(told)
         made = self._path.with_suffix(".new")
         with made.open("w") as file:
             file.write(text)
@@ -95,6 +100,7 @@ class Mark:
             self._seen, self.reason = None, None
             return
         self.generation, self.reason = int(told["generation"]), told["reason"]
+        self.applied = int(told.get("applied", 0))
         self._seen = status.st_ino, status.st_mtime_ns, status.st_size
 
 

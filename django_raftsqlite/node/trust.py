@@ -19,7 +19,8 @@ RESYNCS_WITHIN = 3600.0
 
 
 class Trust:
-    """``suspect`` is why the file is not to be relied on, None while it is.
+    """``suspect`` is why the file is not to be relied on, None while it is; ``least`` is the least log index of what
+    may replace it: nobody who has read it may read an older state afterwards.
 
     A node becomes suspect once, whoever finds out, on any thread: ``stop_applying`` is called; it is written down
     (:class:`~.suspicion.Mark`), so that no process of the node reads on; ``announce(reason)``, which must not
@@ -46,14 +47,18 @@ class Trust:
         self._observing: list[threading.Thread] = []
         self._resynced: list[float] = []
         self.suspect: str | None = None
+        self.least = self._mark.applied if self._mark.reason is not None else 0
 
     @property
     def noted(self) -> str | None:
         """Why the node was suspect when it was stopped, if it was."""
         return self._mark.reason
 
-    def distrust(self, reason: str, index: int | None = None) -> None:
-        """The file is not what the group decided, or may not be; ``index``: since that log entry. Any thread."""
+    def distrust(self, reason: str, index: int | None = None, *, applied: int = 0) -> None:
+        """The file is not what the group decided, or may not be; ``index``: since that log entry. Any thread.
+
+        ``applied`` is up to where this process has applied; 0 where only the file says so.
+        """
         config = self._config
         if self._alone():
             self._failed(reason)
@@ -62,9 +67,10 @@ class Trust:
             if self.suspect is not None:
                 return
             self.suspect = reason
+            self.least = max(self.least, applied)
         self._stop_applying()
         try:
-            self._mark.set(reason)
+            self._mark.set(reason, self.least)
         except OSError as error:
             self._failed(f"that this node is suspect ({reason}) could not be written down: {error}")
             return
@@ -89,7 +95,7 @@ class Trust:
         self._resynced.append(time.monotonic())
         self._mark.set(None)
         with self._mutex:
-            reason, self.suspect = self.suspect, None
+            reason, self.suspect, self.least = self.suspect, None, 0
         logger.warning(
             "node %s has the content of a sound member, and serves again; it was suspect: %s",
             self._config.address,

@@ -34,7 +34,7 @@ class Upkeep:
     handed to the state machine. ``installed`` is called when the file holds another node's state, with True where it
     was not to be relied on before; ``suspect`` tells whether it is not now: then nothing is cut for it nor copied
     from it. ``distrust`` makes it so, with a reason: where its pages are of another size than the group's, it can
-    only be replaced as a whole.
+    only be replaced as a whole. ``least`` is the least index of a copy that may replace a suspect file.
 
     Loop thread, but for :meth:`start`, :meth:`stop` and :meth:`close`.
     """
@@ -50,12 +50,14 @@ class Upkeep:
         failed: Callable[[str], None],
         suspect: Callable[[], bool],
         distrust: Callable[[str], object],
+        least: Callable[[], int],
     ) -> None:
         self._driver = driver
         self._applier = applier
         self._peers = peers
         self._on_installed = installed
         self._suspect = suspect
+        self._least = least
         self._broken = False
         self._worker = worker = Worker(f"raftsqlite-upkeep {config.name.name}", driver.call)
         self._compaction = Compaction(
@@ -89,7 +91,7 @@ class Upkeep:
             layout=applier.layout,
             worker=worker,
             send=driver.send,
-            applied=lambda: driver.installable_from - 1,
+            applied=lambda: max(driver.installable_from, least()) - 1,
             install=self._install,
             any_layout=lambda: driver.halted,
             mismatched=distrust,
@@ -188,7 +190,7 @@ class Upkeep:
         if (found.index, found.term) != (index, term):
             done(NodeFault(f"it is of log index {found.index}, term {found.term}, not of {index}, term {term}"))
             return
-        if not self._driver.begin_install(index, term, members):
+        if index < self._least() or not self._driver.begin_install(index, term, members):
             done(Stopped())
             return
 

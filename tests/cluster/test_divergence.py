@@ -15,6 +15,8 @@ import pytest
 
 from django_raftsqlite.exceptions import Unavailable
 from django_raftsqlite.management.verification import outcome_of
+from django_raftsqlite.node.latch import Latch
+from django_raftsqlite.node.snapshot_source import SnapshotSource
 from django_raftsqlite.node.suspicion import Difference
 from tests.support.nodes import Group, eventually, group, read, write
 
@@ -413,3 +415,39 @@ def test_a_member_that_is_away_does_not_answer(trio: Group) -> None:
     found = verified(trio, leader)
     assert found["status"] == 2
     assert found[trio.peers[away]]["answer"] == "no answer"
+
+
+def test_a_suspect_node_that_was_restarted_takes_no_copy_that_is_older_than_what_was_read_there(
+    tmp_path: Path, observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes have seen that, may have written it, and count on seeing it again."""
+    with group(tmp_path, 3, observers=(observed,), durable=False) as trio:
+        fill(trio)
+        number = trio.follower()
+        monkeypatch.setattr(SnapshotSource, "tick", lambda *_: None)  # nobody has a copy yet
+        applied = trio.nodes[number].status()["applied_index"]
+        foreign(trio.nodes[number].config.name, "UPDATE t SET b = 'foreign'")
+        eventually(lambda: suspects(trio), "it is suspect")
+        for _ in range(2):
+            trio.nodes[number].close()
+            trio.restart(number)
+            host = trio.host(number)
+            assert host.suspect is not None
+            told: Latch[Any] = Latch()
+            host._driver.call(lambda told=told, host=host: told.set(host._report.progress()["wants"]))
+            wanted = told.wait(10)
+            assert wanted is not None and wanted >= applied > host._driver.installable_from
+        offer = {"type": "node.snapshot_offer", "id": bytes(32), "index": applied - 1, "term": 1, "members": b"0 x"}
+        layout = {"size": 1, "page_size": 4096, "encoding": "UTF-8"}
+        refused: Latch[Any] = Latch()
+        leader = trio.peers[trio.leader()]
+
+        def ask() -> None:
+            host._upkeep._target.on_offer(leader, {**offer, **layout}, host._driver.view)
+            refused.set(host._upkeep.receiving is None)
+
+        host._driver.call(ask)
+        assert refused.wait(10)
+        monkeypatch.undo()
+        eventually(lambda: not suspects(trio), "it is healed by a newer one")
+        trio.settle()
