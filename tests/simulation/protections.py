@@ -393,6 +393,7 @@ PROTECTIONS = (
         "what was committed is lost: an empty voter elects who lacks it",
         switches.disks_unknown,
         directed=(
+            "simulation.test_lost_disk::test_nothing_that_was_committed_is_lost_with_a_disk",
             f"{M}::test_a_member_that_lost_its_disk_elects_nobody",
             f"{M}::test_an_answer_of_a_member_with_another_disk_counts_for_nothing",
         ),
