@@ -168,7 +168,7 @@ PROTECTIONS = (
         "a quorum confirms the leader",
         "a deposed leader answers with old data",
         switches.reads_unconfirmed,
-        seeds=12,
+        seeds=30,
         directed=(f"{S}::test_r16_a_deposed_leader_confirms_no_read",),
     ),
     Protection(
