@@ -102,6 +102,21 @@ def test_of_two_members_the_leader_can_remove_itself(tmp_path: Path) -> None:
         fill(simulation, 3)
 
 
+def test_a_leader_that_removes_itself_needs_a_majority_of_those_that_stay(tmp_path: Path) -> None:
+    """Its own disk does not count any more, and one of two is none."""
+    with Simulation("abc", tmp_path, seed=13) as simulation:
+        leader = simulation.elect()
+        silent, _ = sorted(set("abc") - {leader})
+        simulation.run(0.5)
+        simulation.intercept = lambda source, target, message: (source, message["type"]) != (silent, "next_node_idx")
+        index = simulation.change(lambda members: members.remove(leader))
+        simulation.act(leader, lambda replica: replica.flush())
+        simulation.run(0.5)
+        assert simulation[leader].commit_index < index
+        simulation.intercept = lambda source, target, message: True
+        settled(simulation, "".join(sorted(set("abc") - {leader})))
+
+
 def test_a_member_that_was_away_while_it_was_removed_learns_of_it_and_disturbs_nobody(tmp_path: Path) -> None:
     with Simulation("abcd", tmp_path, seed=4) as simulation:
         leader = simulation.elect()
