@@ -69,6 +69,22 @@ def test_a_group_of_one_grows_to_five_and_shrinks_to_three_and_loses_nothing(tmp
         assert len(payloads) == 80
 
 
+def test_a_founder_that_comes_late_counts_when_another_one_goes(tmp_path: Path) -> None:
+    """Two of three lead and write; the third comes up when one of them has gone: a majority, which goes on."""
+    for seed in range(5):
+        with Simulation("abc", tmp_path / str(seed), seed=seed) as simulation:
+            simulation.crash("c")
+            leader = simulation.elect()
+            fill(simulation, 5)
+            simulation.run(2)
+            simulation.crash("a" if leader == "b" else "b")
+            simulation.restart("c")
+            simulation.run_until(lambda s=simulation: s.leader() is not None and s.propose(b"again") is not None)
+            simulation.run_until(
+                lambda s=simulation: b"again" in [payload for _, payload in s.members["c"].state],
+            )
+
+
 def test_the_leader_removes_itself_and_another_one_leads_at_once(tmp_path: Path) -> None:
     """It goes when the entry is committed, and hands over as it goes (Raft thesis section 4.2.2)."""
     for seed in range(10):

@@ -7,7 +7,7 @@ import itertools
 import msgpack
 import pytest
 
-from django_raftsqlite.raft.changes import CatchUp, admitted
+from django_raftsqlite.raft.changes import CatchUp, admitted, check, unbound
 from django_raftsqlite.raft.members import MOST, ChangeRefused, Member, Members, Role
 
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -52,6 +52,27 @@ def test_a_founder_is_believed_with_any_id_until_one_is_known() -> None:
     assert not bound.recognises("c", ONE), "it may have voted under another id"
     assert not bound.recognises("z", ONE)
     assert bound.bind({"a": TWO}).recognises("a", ONE), "what is known stays"
+
+
+def test_the_ids_of_the_founders_are_written_down_when_all_are_there_and_not_before() -> None:
+    """One that was missing would count for nothing afterwards."""
+    founders = Members.founders("abc")
+    assert unbound(founders, {"a": ONE, "b": TWO}) == {}
+    ids = {address: address.encode() * 16 for address in "abc"}
+    assert unbound(founders, ids) == ids
+    later = founders.bind(ids).add("d", learner=True)
+    assert unbound(later, {"d": ONE}) == {"d": ONE}, "those who come later one by one"
+
+
+def test_nobody_is_added_before_all_founders_were_there_but_one_that_never_comes_may_be_removed() -> None:
+    """With the id of the new one written down, those of the founders that are not would count for nothing."""
+    founders = Members.founders("abc")
+    added = founders.add("d", learner=True, member_id=ONE)
+    with pytest.raises(ChangeRefused, match="start c, or remove"):
+        check(founders, added, commit_index=9, established=True, heard={"a", "b", "d"})
+    check(founders, founders.remove("c"), commit_index=9, established=True, heard={"a", "b"})
+    left = founders.remove("c")
+    assert unbound(left, {"a": ONE, "b": TWO}) == {"a": ONE, "b": TWO}
 
 
 def test_a_configuration_is_read_as_it_was_written() -> None:
