@@ -482,9 +482,11 @@ class Core:
 
     def _resend(self) -> None:
         self._resent = self._clock()
-        self._openings = [opening for opening in self._openings if opening.deadline > self._patience()]
+        # The leader refuses at the deadline: whoever waits a moment longer is still to hear of it.
+        self._openings = [opening for opening in self._openings if not opening.decided]
         for opening in self._openings:
-            self._send_opening(opening)
+            if opening.deadline > self._patience():
+                self._send_opening(opening)
         for attempt in self._requests.open():
             self._send_request(attempt)
         self._send_claim()

@@ -41,6 +41,13 @@ def check(members: Members, changed: Members, *, commit_index: int, established:
     """
     if not established:
         raise ChangeRefused("the leader has just been elected; try again", passing=True)
+    missing = sorted(member.address for member in members if not member.id and member.address not in heard)
+    if members.founding and missing and changed.by_address.keys() - members.by_address.keys():
+        raise ChangeRefused(
+            f"the first members of the group have not all been up at once yet: start {', '.join(missing)}, or remove "
+            "what is not to come",
+            passing=True,
+        )
     if members.index > commit_index:
         raise ChangeRefused("another change of the members is under way; try again when it is done", passing=True)
     if not changed.quorum(heard):
@@ -52,8 +59,15 @@ def check(members: Members, changed: Members, *, commit_index: int, established:
 
 
 def unbound(members: Members, ids: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The ids to be written down: of members whose ids were not known, and that are there."""
-    return {m.address: ids[m.address] for m in members if not m.id and ids.get(m.address)}
+    """The ids to be written down: of members whose ids were not known, and that are there.
+
+    Of those who founded the group, of all or of none: one whose id is not among those known is no longer believed,
+    and with another one gone those who are left, a majority, would elect nobody.
+    """
+    missing = [member.address for member in members if not member.id]
+    if members.founding and not all(ids.get(address) for address in missing):
+        return {}
+    return {address: ids[address] for address in missing if ids.get(address)}
 
 
 def admitted(members: Members, address: str, member_id: bytes, *, learner: bool, again: bool) -> Members | None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .admission import CLUSTER, RENAMED, TAKEN_OVER
+from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER
 from .config import RaftConfig, RaftView
 from .consensus import payload_of
 from .filter import ProtocolViolation
@@ -423,20 +423,19 @@ class RaftDriver:
         """What the log knows of the members holds, and not the settings; raises ValueError where they cannot both
         be meant."""
         config, stored = self.config, log.members
-        for member in stored:
-            if member.address != config.address and stored.voters == {member.address} and len(stored.all) == 1:
-                # Nobody else knows it by its address.
-                renamed = Members(stored.index, (replace(member, address=config.address),))
-                log.found(renamed)
-                log.set_meta(RENAMED, b"1")
-                log.sync()
-                stored = renamed
-            elif member.id == log.member_id and member.address != config.address:
-                raise ValueError(
-                    f"The log {config.log} is that of the member {member.address}, not of {config.address}. Restore "
-                    "the old address; or have it removed from the group, move the folder away, and join with the new "
-                    "one."
-                )
+        address = (log.get_meta(ADDRESS) or config.address.encode()).decode()
+        if stored.voters and len(stored.all) == 1 and config.address not in stored:
+            # Nobody else knows it by its address.
+            stored = Members(stored.index, tuple(replace(member, address=config.address) for member in stored))
+            log.found(stored)
+            log.set_meta(RENAMED, b"1")
+        elif address != config.address:
+            raise ValueError(
+                f"The log {config.log} is that of the member {address}, not of {config.address}. Restore the old "
+                "address; or have it removed from the group, move the folder away, and join with the new one."
+            )
+        log.set_meta(ADDRESS, config.address.encode())
+        log.sync()
         if log.last_index <= 1 and stored.founding and stored.index and stored.voters != set(config.peers):
             before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
             raise ValueError(

@@ -69,6 +69,22 @@ def test_a_group_of_one_grows_to_five_and_shrinks_to_three_and_loses_nothing(tmp
         assert len(payloads) == 80
 
 
+def test_a_founder_that_comes_late_counts_when_another_one_goes(tmp_path: Path) -> None:
+    """Two of three lead and write; the third comes up when one of them has gone: a majority, which goes on."""
+    for seed in range(5):
+        with Simulation("abc", tmp_path / str(seed), seed=seed) as simulation:
+            simulation.crash("c")
+            leader = simulation.elect()
+            fill(simulation, 5)
+            simulation.run(2)
+            simulation.crash("a" if leader == "b" else "b")
+            simulation.restart("c")
+            simulation.run_until(lambda s=simulation: s.leader() is not None and s.propose(b"again") is not None)
+            simulation.run_until(
+                lambda s=simulation: b"again" in [payload for _, payload in s.members["c"].state],
+            )
+
+
 def test_the_leader_removes_itself_and_another_one_leads_at_once(tmp_path: Path) -> None:
     """It goes when the entry is committed, and hands over as it goes (Raft thesis section 4.2.2)."""
     for seed in range(10):
@@ -100,6 +116,21 @@ def test_of_two_members_the_leader_can_remove_itself(tmp_path: Path) -> None:
         simulation.intercept = lambda source, target, message: True
         settled(simulation, other)
         fill(simulation, 3)
+
+
+def test_a_leader_that_removes_itself_needs_a_majority_of_those_that_stay(tmp_path: Path) -> None:
+    """Its own disk does not count any more, and one of two is none."""
+    with Simulation("abc", tmp_path, seed=13) as simulation:
+        leader = simulation.elect()
+        silent, _ = sorted(set("abc") - {leader})
+        simulation.run(0.5)
+        simulation.intercept = lambda source, target, message: (source, message["type"]) != (silent, "next_node_idx")
+        index = simulation.change(lambda members: members.remove(leader))
+        simulation.act(leader, lambda replica: replica.flush())
+        simulation.run(0.5)
+        assert simulation[leader].commit_index < index
+        simulation.intercept = lambda source, target, message: True
+        settled(simulation, "".join(sorted(set("abc") - {leader})))
 
 
 def test_a_member_that_was_away_while_it_was_removed_learns_of_it_and_disturbs_nobody(tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ def test_leadership_goes_where_it_is_sent_also_under_writes(trio: Group) -> None
     assert trio.leader() != before
 
 
-def test_a_member_whose_folder_is_lost_is_admitted_again_by_itself(trio: Group) -> None:
+@pytest.mark.parametrize("file_is_left", [False, True])
+def test_a_member_whose_folder_is_lost_is_admitted_again_by_itself(trio: Group, file_is_left: bool) -> None:
+    """Without its log the database file is of no use, whatever it holds."""
     for value in range(10):
         write(trio, 0, value)
     trio.settle()
@@ -155,9 +157,11 @@ def test_a_member_whose_folder_is_lost_is_admitted_again_by_itself(trio: Group) 
     trio.nodes[lost].close()
     shutil.rmtree(trio.configs[lost].folder)
     for path in trio.configs[lost].name.parent.glob(trio.configs[lost].name.name + "*"):
-        path.unlink()
+        if not file_is_left:
+            path.unlink()
     trio.restart(lost)
     eventually(lambda: roles(trio, lost).get(trio.peers[lost]) in {"leader", "follower"}, "it votes again")
+    eventually(lambda: trio.nodes[lost].status()["suspect"] is None, "its file is a sound member's")
     write(trio, lost, 10)
     assert count(trio, lost) == 11
     trio.settle()

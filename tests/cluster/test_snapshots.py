@@ -89,7 +89,7 @@ def away_and_behind(nodes: Group, size: int = 10_000, away: int | None = None) -
     """Close a node until the others no longer hold what it lacks; its number. A follower, unless one is named."""
     write(nodes.nodes[0], "CREATE TABLE t(id INTEGER PRIMARY KEY, a)")
     away = nodes.follower() if away is None else away
-    nodes.settle()
+    nodes.quiet()
     nodes.nodes[away].close()
     leader = nodes.nodes[nodes.leader()]
     for _ in range(150):

@@ -81,8 +81,11 @@ class Server:
         except ValueError:
             return response.status, text.decode(errors="replace")
 
-    def stop(self, timeout: float = 30.0) -> int:
-        """SIGTERM; its exit status."""
+    def stop(self, timeout: float = 60.0) -> int:
+        """SIGTERM; its exit status.
+
+        gunicorn waits half a minute for a worker that began too late to hear of it.
+        """
         self._process.terminate()
         try:
             return self._process.wait(timeout)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.history import check_lists, report
+
+from .chaos import Chaos
 from .cluster import Cluster, ClusterNode, RemoteError, check_files, wait_until
 from .conftest import NewCluster
+from .keys import keys_until
+from .test_histories import ACCOUNTS, check_money, looked, print_figures
 
 SIZE = "3m"
 
@@ -166,3 +173,39 @@ def written(node: ClusterNode, text: str, acknowledged: list[str]) -> bool:
         return error.kind == "CommitOutcomeUnknown"
     acknowledged.append(text)
     return True
+
+
+@pytest.mark.timeout(600)
+def test_transactions_fit_one_order_while_a_disk_fills_up_and_is_emptied(
+    prepared: tuple[Cluster, ClusterNode, SmallDisk], rng: random.Random, soak_seconds: float
+) -> None:
+    """What each thread of each node was told, also on the node that stops in the midst of it, again and again."""
+    cluster, victim, disk = prepared
+    keys = keys_until(soak_seconds * 2 + 120)
+    cluster[0].call("open_accounts", number=ACCOUNTS)
+    cluster[0].call("open_lists", keys=keys)
+    cluster.converge()
+    chaos = Chaos(cluster, rng, {"recorded": (2, 2, 2)})
+    chaos.start()
+    end, fills = time.monotonic() + soak_seconds / 3, 0
+    while fills == 0 or time.monotonic() < end:
+        disk.fill()
+        wait_until("the node stops", lambda: (found := victim.status()) and found["role"] == "failed", 60)
+        fills += 1
+        victim.stop()
+        disk.filler.unlink()
+        disk.make_room()
+        victim.start()
+        chaos.load(victim)
+        wait_until("it takes part again", lambda: (found := victim.status()) and found["leader"], 60)
+        time.sleep(rng.uniform(0.5, 2.0))
+    chaos.stop()
+    state = cluster.converge()
+    history = chaos.history()
+    final = [looked(f"final of {worker.pid}", worker, keys) for worker in chaos.processes()]
+    print_figures(chaos, history, state)
+    print(f"the disk was full {fills} times")
+    assert not chaos.record().wrong
+    anomalies = check_lists([*history, *final]) + check_money(cluster, history)
+    assert not anomalies, report(anomalies)
+    check_files(cluster.nodes)

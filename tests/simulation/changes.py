@@ -60,17 +60,56 @@ class Changes:
 
         simulation.world.spawn(leader.process, ask, "remove")
 
-    def wipe(self, machine: Machine) -> None:
-        """A machine loses its disk; one at a time, and no change is under way, so that a quorum is left."""
-        self._wipe_soon(machine, self._simulation.world.now + PATIENCE)
+    def wipe(self, fault: Fault, machine: Machine) -> None:
+        """A machine loses its disk; one at a time, and no change is under way, so that a quorum is left.
 
-    def _wipe_soon(self, machine: Machine, until: float) -> None:
+        Half of the times another member has missed what was committed last, and the leader is cut off meanwhile.
+        """
+        self._wipe_soon(machine, self._simulation.world.now + PATIENCE, worst=fault.amount > 0.5)
+
+    def _wipe_soon(self, machine: Machine, until: float, *, worst: bool) -> None:
         world = self._simulation.world
+        if self._over or not self._may_lose(machine):
+            if not self._over and world.now < until:
+                world.after(0.05, lambda: self._wipe_soon(machine, until, worst=worst))
+            return
+        leader = self._simulation.leader()
+        if worst and leader is not None:
+            if leader is machine:
+                machine = next(each for each in self._simulation.there if each is not leader)
+            self._isolate_but(machine, leader)
+            world.after(0.3, lambda: self._wipe_worst(machine, leader))
+            return
+        self._lose(machine)
+
+    def _isolate_but(self, machine: Machine, leader: Machine) -> None:
+        """Only a bare majority hears of what is committed now."""
+        network = self._simulation.network
+        others = [each for each in self._simulation.there if each not in (machine, leader)]
+        for other in others[: (len(others) + 1) // 2]:
+            for each in self._simulation.there:
+                if each is not other:
+                    network.cut(each.address, other.address)
+
+    def _wipe_worst(self, machine: Machine, leader: Machine) -> None:
+        if self._over:
+            return
+        network = self._simulation.network
+        network.heal()
         if self._may_lose(machine):
-            machine.wipe()
-            world.after(0.01, lambda: machine.boot() if machine.process is None else None)
-        elif world.now < until and not self._simulation.winding_down:
-            world.after(0.05, lambda: self._wipe_soon(machine, until))
+            self._lose(machine)
+            for each in self._simulation.there:
+                if each is not leader:
+                    network.cut(each.address, leader.address)
+            self._simulation.world.after(1.5, lambda: None if self._over else network.heal())
+
+    def _lose(self, machine: Machine) -> None:
+        machine.wipe()
+        self._simulation.world.after(0.01, lambda: machine.boot() if machine.process is None else None)
+
+    @property
+    def _over(self) -> bool:
+        return self._simulation.winding_down or self._simulation.faults.over
 
     def _may_lose(self, machine: Machine) -> bool:
         simulation = self._simulation

@@ -25,11 +25,11 @@ class Faults:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self._world = simulation.world
-        self._over = False
+        self.over = False
 
     def happen(self, fault: Fault) -> None:
         """A fault's time has come. One that needs a leader, or a running node, and finds none does nothing."""
-        if self._over:
+        if self.over:
             return
         machine = self._machine(fault.who)
         if machine is None or not machine.part or (fault.kind in DEADLY and self._unnoticed(machine, fault.kind)):
@@ -39,7 +39,7 @@ class Faults:
 
     def end(self) -> None:
         """All that can be ended ends."""
-        self._over = True
+        self.over = True
         simulation = self._simulation
         simulation.network.heal()
         simulation.network.delay = simulation.scenario.delay
@@ -73,7 +73,7 @@ class Faults:
         return max(leading, key=lambda machine: machine.replica.term) if leading else None
 
     def _later(self, fault: Fault, end: object) -> None:
-        self._world.after(fault.lasts, lambda: None if self._over else end())  # type: ignore[operator]
+        self._world.after(fault.lasts, lambda: None if self.over else end())  # type: ignore[operator]
 
     def _boot_later(self, fault: Fault, machine: Machine) -> None:
         def boot() -> None:
@@ -81,7 +81,7 @@ class Faults:
                 machine.boot()
 
         # Some are back before anybody noticed.
-        self._world.after(0.005 if fault.amount < 0.2 else fault.lasts, lambda: None if self._over else boot())
+        self._world.after(0.005 if fault.amount < 0.2 else fault.lasts, lambda: None if self.over else boot())
 
     # Members
 
@@ -91,8 +91,8 @@ class Faults:
     def _remove(self, _fault: Fault, machine: Machine) -> None:
         self._simulation.changes.remove(machine)
 
-    def _wipe(self, _fault: Fault, machine: Machine) -> None:
-        self._simulation.changes.wipe(machine)
+    def _wipe(self, fault: Fault, machine: Machine) -> None:
+        self._simulation.changes.wipe(fault, machine)
 
     # Processes and machines
 
@@ -110,7 +110,7 @@ class Faults:
     def _kill_in_call(self, fault: Fault, machine: Machine) -> None:
         if machine.process is not None:
             machine.process.calls_left = int(fault.amount * 60)
-            self._world.after(fault.lasts + 0.05, lambda: None if self._over else self._revive(machine))
+            self._world.after(fault.lasts + 0.05, lambda: None if self.over else self._revive(machine))
 
     def _revive(self, machine: Machine) -> None:
         if machine.process is None:

@@ -51,6 +51,8 @@ R, D, E, A, S, T, N = (
     for name in ("replication", "durability", "elections", "apply", "reads", "sessions", "snapshots")
 )
 
+M = "cluster.test_members"
+
 PROTECTIONS = (
     Protection(
         "conflict-only truncation",
@@ -166,7 +168,7 @@ PROTECTIONS = (
         "a quorum confirms the leader",
         "a deposed leader answers with old data",
         switches.reads_unconfirmed,
-        seeds=12,
+        seeds=30,
         directed=(f"{S}::test_r16_a_deposed_leader_confirms_no_read",),
     ),
     Protection(
@@ -383,5 +385,65 @@ PROTECTIONS = (
         directed=(
             "cluster.test_snapshots::test_what_another_program_wrote_to_the_leaders_file_never_gets_into_a_copy",
         ),
+    ),
+    Protection(
+        "disks of members",
+        "(design)",
+        "who comes with another disk than it was admitted with counts for nothing",
+        "what was committed is lost: an empty voter elects who lacks it",
+        switches.disks_unknown,
+        directed=(
+            "simulation.test_lost_disk::test_nothing_that_was_committed_is_lost_with_a_disk",
+            f"{M}::test_a_member_that_lost_its_disk_elects_nobody",
+            f"{M}::test_an_answer_of_a_member_with_another_disk_counts_for_nothing",
+        ),
+    ),
+    Protection(
+        "one change at a time",
+        "M1",
+        "a change of the members waits until the one before is committed",
+        "two majorities without a common member",
+        switches.changes_together,
+        directed=(f"{M}::test_m1_a_second_change_is_refused_until_the_first_is_committed",),
+    ),
+    Protection(
+        "configurations in the log",
+        "M2",
+        "a configuration goes with its entry",
+        "a member votes by a configuration that never was",
+        switches.configurations_outlive_their_entries,
+        directed=(f"{M}::test_m2_a_configuration_that_is_not_committed_goes_with_its_entry",),
+    ),
+    Protection(
+        "learners",
+        "M2",
+        "who is no voter counts for nothing",
+        "committed on a minority of the voters' disks",
+        switches.learners_count,
+        directed=(f"{M}::test_a_learner_has_everything_and_counts_for_nothing",),
+    ),
+    Protection(
+        "a leader that goes",
+        "M2",
+        "a leader that removes itself does not count itself",
+        "committed on half of the disks",
+        switches.removed_counts_itself,
+        directed=(f"{M}::test_a_leader_that_removes_itself_needs_a_majority_of_those_that_stay",),
+    ),
+    Protection(
+        "no change before the term's entry",
+        "M3",
+        "a new leader changes nothing before it has committed something",
+        "two majorities without a common member",
+        switches.changes_at_once,
+        directed=(f"{M}::test_m3_no_change_before_an_entry_of_the_leaders_own_term_is_committed",),
+    ),
+    Protection(
+        "a quorum is left",
+        "(design)",
+        "a change is refused after which too few are in reach",
+        "nothing can be committed any more",
+        switches.changes_without_quorum,
+        directed=(f"{M}::test_a_change_after_which_nothing_could_be_committed_is_refused",),
     ),
 )

@@ -10,12 +10,13 @@ from django_raftsqlite.node.applier import Applier
 from django_raftsqlite.node.snapshot_target import SnapshotTarget
 from django_raftsqlite.node.suspicion import Mark
 from django_raftsqlite.node.verification import Verification
-from django_raftsqlite.raft import consensus, replica
+from django_raftsqlite.raft import changes, consensus, replica
 from django_raftsqlite.raft import filter as filters
 from django_raftsqlite.raft.consensus import Consensus
 from django_raftsqlite.raft.driver import RaftDriver
 from django_raftsqlite.raft.filter import Filter
 from django_raftsqlite.raft.log import RaftLog
+from django_raftsqlite.raft.members import Members
 from django_raftsqlite.raft.reads import ReadIndex
 from django_raftsqlite.raft.replica import Replica
 from django_raftsqlite.sqlite.ledger import Ledger
@@ -384,3 +385,62 @@ def whole_log_in_memory() -> list[Patch]:
 
 def copies_unconfirmed() -> list[Patch]:
     return [(Applier, "confirm", lambda _self, _go_on, *, resyncs: None)]
+
+
+def disks_unknown() -> list[Patch]:
+    return [(Members, "recognises", lambda self, address, _member_id: address in self)]
+
+
+def changes_together() -> list[Patch]:
+    original = changes.check
+
+    def check(members: Any, changed: Any, **keywords: Any) -> None:
+        original(members, changed, **{**keywords, "commit_index": 2**62})
+
+    return [(changes, "check", check)]
+
+
+def changes_at_once() -> list[Patch]:
+    original = changes.check
+
+    def check(members: Any, changed: Any, **keywords: Any) -> None:
+        original(members, changed, **{**keywords, "established": True})
+
+    return [(changes, "check", check)]
+
+
+def changes_without_quorum() -> list[Patch]:
+    original = changes.check
+
+    def check(members: Any, changed: Any, **keywords: Any) -> None:
+        original(members, changed, **{**keywords, "heard": changed.voters})
+
+    return [(changes, "check", check)]
+
+
+def configurations_outlive_their_entries() -> list[Patch]:
+    original = RaftLog._truncate
+
+    def truncate(self: Any, index: int) -> None:
+        known = self._configurations
+        original(self, index)
+        self._configurations = known
+
+    return [(RaftLog, "_truncate", truncate)]
+
+
+def learners_count() -> list[Patch]:
+    return [(Members, "voters", property(lambda self: frozenset(self.by_address)))]
+
+
+def removed_counts_itself() -> list[Patch]:
+    original = Consensus._follow_members
+
+    def follow(self: Any) -> None:
+        original(self)
+        self._SyncObj__otherNodes.discard(consensus._NOBODY)
+
+    return [
+        (Consensus, "_follow_members", follow),
+        (Consensus, "commit_may_advance", lambda self: self.is_leader),
+    ]

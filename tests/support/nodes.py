@@ -100,6 +100,17 @@ class Group:
         status: dict[str, Any] = eventually(same, "all nodes have the same version and digest")[0]
         return status
 
+    def quiet(self) -> dict[str, Any]:
+        """Wait until the leader has nothing more to write of its own: it has heard of all members. Then settle."""
+
+        def known() -> bool:
+            leader = self.host(self.leader())
+            everybody = all(member.id for member in leader._driver.view.members)
+            return everybody and leader._protocol.used == leader.config.protocols[1]
+
+        eventually(known, "all members are known, and the newest protocol is in use")
+        return self.settle()
+
     def close(self) -> None:
         for node in self.nodes:
             node.close()

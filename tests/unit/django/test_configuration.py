@@ -151,6 +151,21 @@ WRONG_OPTIONS = [
     ({"zzz": 1}, '["zzz"]', "is not an option of this backend", "Write one of node, peers, join, role"),
     ({"check_same_thread": False}, '["check_same_thread"]', "is not an option", "belongs to the sqlite3 module"),
     ({"peers": PEERS}, '["node"]', 'is missing, although "peers" is given', "the address of this node"),
+    ({"join": PEERS}, '["node"]', 'is missing, although "join" is given', "the address of this node"),
+    (
+        {"node": "127.0.0.1:7109", "peers": PEERS, "join": PEERS, "secret": SECRET},
+        '["join"]',
+        'is given, and so is "peers"',
+        "for a node that comes later",
+    ),
+    ({"node": PEERS[0], "join": [], "secret": SECRET}, '["join"]', "is empty", "one member or more"),
+    ({"node": PEERS[0], "join": "x", "secret": SECRET}, '["join"]', "is a string", "one member or more"),
+    ({"node": PEERS[0], "join": ["x"], "secret": SECRET}, '["join"]', "has the member 'x'", 'Write "host:port"'),
+    ({"node": PEERS[0], "join": PEERS[:1], "secret": SECRET}, '["join"]', "names this node itself", "of a member"),
+    ({"node": PEERS[0], "join": PEERS[1:]}, '["secret"]', "would trust whoever connects", "tls"),
+    (group(role="king"), '["role"]', "is 'king'", '"voter" or "learner"'),
+    (group(role="learner"), '["role"]', '"join" is missing', 'in place of "peers"'),
+    (group(readmit="no"), '["readmit"]', "is 'no'", "True or False"),
     ({"node": "127.0.0.1"}, '["node"]', "'127.0.0.1': it has no port", 'Write "host:port"'),
     ({"node": "127.0.0.1:"}, '["node"]', "it has no port", 'Write "host:port"'),
     ({"node": ":7101"}, '["node"]', "it has no host", 'Write "host:port"'),
@@ -397,3 +412,10 @@ def test_a_variable_that_is_not_json_is_not_repeated(settings: Any, monkeypatch:
     """It may hold the secret."""
     monkeypatch.setenv("RAFTSQLITE_DEFAULT", '{"OPTIONS": {"secret": "hidden5"')
     assert "hidden5" not in message_of(settings())
+
+
+def test_a_node_that_comes_later_has_no_peers(settings: Any) -> None:
+    options = {"node": "127.0.0.1:7109", "join": PEERS, "secret": SECRET, "role": "learner", "readmit": False}
+    node = configure("default", settings(**options)).node
+    assert (node.address, node.peers, node.join) == ("127.0.0.1:7109", (), tuple(PEERS))
+    assert (node.learner, node.readmit, node.closed) == (True, False, False)

@@ -14,6 +14,8 @@ from django.db import connection, connections
 
 from django_raftsqlite import validation
 from django_raftsqlite.configuration import find_problems
+from django_raftsqlite.node import roster
+from django_raftsqlite.raft.members import Members
 from django_raftsqlite.validation import check_alias, check_settings
 
 PEERS = [f"127.0.0.1:{port}" for port in range(7101, 7106)]
@@ -102,3 +104,20 @@ def test_the_connections_own_check_runs_them_too(monkeypatch: Any) -> None:
 
 def test_the_application_is_optional(tmp_path: Path) -> None:
     assert apps.get_app_config("django_raftsqlite").verbose_name == "SQLite (Raft)"
+
+
+def test_settings_that_name_others_than_the_group_has_are_warned_about(tmp_path: Path) -> None:
+    """The group's own word counts; what a stopped or running node knows of it lies in its folder."""
+    peers = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]
+    made = settings(tmp_path, node=peers[0], peers=peers, secret="s" * 16)
+    folder = tmp_path / "db.sqlite3.raft"
+    folder.mkdir(mode=0o700)
+    roster.write(folder, Members.founders(peers), 0o600)
+    assert ids(check_alias("default", made)) == []
+    changed = Members.founders([*peers[:2], "127.0.0.1:7104"]).add("127.0.0.1:7105", learner=True)
+    roster.write(folder, changed, 0o600)
+    (message,) = check_alias("default", made)
+    assert message.id == "raftsqlite.W005"
+    assert "127.0.0.1:7104" in message.msg and "127.0.0.1:7105" not in message.msg
+    (folder / roster.NAME).write_text("{}")
+    assert ids(check_alias("default", made)) == []

@@ -788,6 +788,22 @@ def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
     assert group.log == []
 
 
+def test_a_refusal_is_heard_also_when_it_comes_a_moment_after_the_deadline() -> None:
+    """The leader gives it at the deadline, and everything is repeated once a second, also in that moment."""
+    group = Group(lease_timeout=None)
+    group.elect("n1")
+    group.take_granted("n1", "INSERT of the holder")
+    opening = Opening(b"o" * 16, group.now + 1)
+    group.cores["n2"].open_origin(opening)
+    group.deliver()
+    group.now += 1.1
+    group.cores["n2"].tick()
+    group.cores["n1"].tick()
+    group.deliver()
+    refused = opening.wait(0)
+    assert isinstance(refused, Refused) and refused.reason == "locked"
+
+
 def test_what_was_sent_to_a_leaders_former_office_is_dropped() -> None:
     """An old message that arrives late could open a closed origin again, and be taken for new under it."""
     group = Group()
