@@ -22,6 +22,7 @@ from .addresses import is_loopback, parse_address
 from .backups.places import OpenStorage
 from .commands import is_short_lived
 from .consistency import LEVELS
+from .credentials import TLS, Secrets
 from .dbapi.freshness import Freshness, Level
 from .environment import environment_variable, merge_environment
 from .functions import load_functions, register_django_functions
@@ -62,8 +63,6 @@ OPTIONS = (
 _SQLITE3_OPTIONS = frozenset(
     {"check_same_thread", "detect_types", "isolation_level", "uri", "factory", "cached_statements", "autocommit"}
 )
-_TLS_FILES = ("certificate", "key", "authority")
-SECRET_MINIMUM = 16
 MAX_STALENESS = 5.0
 ELECTION_TIMEOUT_RANGE = (0.05, 60.0)
 LEASE_TIMEOUT_RANGE = (0.05, 60.0)
@@ -105,12 +104,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """All that one alias says: its node, and how its connections behave."""
+    """All that one alias says: its node, how its connections behave, and the files its secrets were read from."""
 
     node: NodeConfig
     reads: Freshness
     transaction_mode: str | None
     init_commands: tuple[str, ...]
+    secret_files: tuple[Path, ...] = ()
 
 
 def configure(alias: str, settings_dict: MutableMapping[str, Any]) -> Configuration:
@@ -153,12 +153,13 @@ class _Reader:
         testing = bool(self.settings.get(TEST))
         address, peers = self._members()
         join, learner = self._join(address), self._learner()
-        secret, tls = self._secret(), self._tls()
+        secrets, tls = self._credentials()
+        secret, second_secret = (*(secrets.found if secrets else ()), None, None)[:2]
         self._check_security(address, (*peers, *join), secret, tls)
         if testing:
             # A test database is a group of its own: no peers, no ports, nothing fsynced, and a TestCase may
             # hold its transaction for minutes.
-            address, peers, join, secret, tls = LOCALHOST, (LOCALHOST,), (), None, None
+            address, peers, join, secret, second_secret, tls = LOCALHOST, (LOCALHOST,), (), None, None, None
         lease_timeout = self._seconds("lease_timeout", _DEFAULT["lease_timeout"], *LEASE_TIMEOUT_RANGE)
         node = NodeConfig(
             name=self._name(),
@@ -187,10 +188,15 @@ class _Reader:
             join=join,
             learner=learner and not testing,
             readmit=self._readmit(),
+            second_secret=second_secret,
         )
         max_staleness = self._seconds("max_staleness", MAX_STALENESS)
         return Configuration(
-            node, Freshness(self._reads(), max_staleness), self._transaction_mode(), self._init_commands()
+            node,
+            Freshness(self._reads(), max_staleness),
+            self._transaction_mode(),
+            self._init_commands(),
+            tuple(secrets.files) if secrets else (),
         )
 
     def _problem(self, number: str, option: str, text: str, advice: str) -> None:
@@ -347,57 +353,15 @@ class _Reader:
             return False
         return True
 
-    def _secret(self) -> str | None:
-        secret = self._option("secret")
-        advice = (
-            'Write the same random text on every node, such as what python -c "import secrets; '
-            'print(secrets.token_hex(32))" prints.'
-        )
-        if secret is None:
-            return None
-        if not isinstance(secret, str):
-            self._problem("E004", "secret", f"is {kind(secret)}.", advice)
-            return None
-        if len(secret) < SECRET_MINIMUM:
-            self._problem(
-                "E004", "secret", f"has {len(secret)} characters; at least {SECRET_MINIMUM} are needed.", advice
-            )
-            return None
-        return secret
-
-    def _tls(self) -> TLSFiles | None:
-        tls = self._option("tls")
-        if tls is None:
-            return None
-        advice = 'Write {"certificate": path, "key": path, "authority": path}, all of them PEM files.'
-        if not isinstance(tls, Mapping):
-            self._problem("E004", "tls", f"is {kind(tls)}.", advice)
-            return None
-        for key in tls:
-            if key not in _TLS_FILES:
-                self._problem("E004", "tls", f"has the unknown key {key!r}.{suggest(str(key), _TLS_FILES)}", advice)
-        paths: dict[str, Path] = {}
-        for key in _TLS_FILES:
-            where = f'["OPTIONS"]["tls"]["{key}"]'
-            value = tls.get(key)
-            if value is None:
-                self._problem("E004", where, "is missing.", advice)
-            elif not isinstance(value, str | os.PathLike):
-                self._problem("E004", where, f"is {kind(value)}.", advice)
-            elif not Path(value).is_file():
-                self._problem(
-                    "E004", where, f"is {str(value)!r}, and there is no such file.", "Write the path of a PEM file."
-                )
-            elif not os.access(value, os.R_OK):
-                self._problem(
-                    "E004",
-                    where,
-                    f"is {str(value)!r}, which this user (uid {os.getuid()}) may not read.",
-                    "Give this user read permission, or name another file.",
-                )
-            else:
-                paths[key] = Path(value).absolute()
-        return TLSFiles(**paths) if len(paths) == len(_TLS_FILES) else None
+    def _credentials(self) -> tuple[Secrets | None, TLSFiles | None]:
+        """The secrets and the TLS files; wrong ones count as missing."""
+        secrets, tls = self._option("secret"), self._option("tls")
+        read = None if secrets is None else Secrets(secrets)
+        files = None if tls is None else TLS(tls)
+        for option, found in (("secret", read), ("tls", files)):
+            for fault in () if found is None else found.faults:
+                self._problem("E004", f'["OPTIONS"]["{option}"]{fault.where}', fault.text, fault.advice)
+        return None if read is None or read.faults else read, None if files is None else files.files
 
     def _check_security(self, address: str, peers: tuple[str, ...], secret: str | None, tls: TLSFiles | None) -> None:
         count = len({address, *peers})

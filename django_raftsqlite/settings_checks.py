@@ -18,6 +18,7 @@ import django
 from django.conf import settings
 from django.core import checks
 
+from . import certificate_checks
 from .access import TOKEN_MINIMUM
 from .configuration import Configuration
 from .node import roster
@@ -48,6 +49,7 @@ def of_alias(
     yield from _file_system(alias, node)
     yield from _atomic_requests(alias, settings_dict, configuration)
     yield from _init_command(alias, configuration)
+    yield from certificate_checks.of_certificate(alias, node)
 
 
 def of_all(configurations: Mapping[str, Configuration]) -> Messages:
@@ -63,14 +65,16 @@ def of_all(configurations: Mapping[str, Configuration]) -> Messages:
 
 def of_deployment(configurations: Mapping[str, Configuration]) -> Messages:
     """What is well for development, and not for production."""
-    secrets = {
-        f'DATABASES["{alias}"]["OPTIONS"]["secret"]': each.node.secret for alias, each in configurations.items()
-    }
+    secrets = [
+        (f'DATABASES["{alias}"]["OPTIONS"]["secret"]', secret)
+        for alias, each in configurations.items()
+        for secret in (each.node.secret, each.node.second_secret)
+    ]
     token = getattr(settings, "RAFTSQLITE_STATUS_TOKEN", None)
     if isinstance(token, str):
-        secrets["RAFTSQLITE_STATUS_TOKEN"] = token
+        secrets.append(("RAFTSQLITE_STATUS_TOKEN", token))
     sources = list(_settings_sources())
-    for where, secret in secrets.items():
+    for where, secret in secrets:
         for path, text in sources:
             if secret and secret in text:
                 yield checks.Warning(
@@ -79,6 +83,8 @@ def of_deployment(configurations: Mapping[str, Configuration]) -> Messages:
                     "not part of the code.",
                     id="raftsqlite.W007",
                 )
+    for alias, each in configurations.items():
+        yield from certificate_checks.of_privacy(alias, each.node, each.secret_files)
 
 
 def _django_version() -> Messages:

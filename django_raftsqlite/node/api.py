@@ -18,11 +18,11 @@ from .requests import Request
 
 @dataclass(frozen=True, slots=True)
 class TLSFiles:
-    """Paths of PEM files: this node's certificate and key, and the authority its peers are signed by."""
+    """Paths of PEM files: this node's certificate and key, and the authorities its peers may be signed by."""
 
     certificate: Path
     key: Path
-    authority: Path
+    authority: tuple[Path, ...]
 
 
 class ArchiveStore(Protocol):
@@ -65,7 +65,8 @@ class NodeConfig:
     voters that its group begins with, itself included; a group of one has ``peers == (address,)``. A node that
     comes later has none: it asks one of ``join`` to be admitted, as a ``learner`` or to become a voter. All that
     matters only until the node's log knows the members. ``readmit``: a member whose folder was lost asks to be
-    admitted again. Times are seconds. ``election_timeout`` is the least one, which grows where members are far away
+    admitted again. ``second_secret`` is as good as ``secret``, while one replaces the other. Times are seconds.
+    ``election_timeout`` is the least one, which grows where members are far away
     unless ``fixed_election_timeout``. ``lease_timeout`` None: an idle holder of the write lease keeps it (test
     databases). ``durable`` False: nothing is fsynced (test databases). ``apply_timeout`` is by how much deadlines
     may be put off while one long statement is being applied; ``max_transaction_bytes`` the size of the largest
@@ -82,7 +83,7 @@ class NodeConfig:
     name: Path
     address: str
     peers: tuple[str, ...]
-    secret: str | None = None
+    secret: str | None = field(default=None, repr=False)
     tls: TLSFiles | None = None
     timeout: float = 5.0
     election_timeout: float = 0.4
@@ -105,6 +106,7 @@ class NodeConfig:
     join: tuple[str, ...] = ()
     learner: bool = False
     readmit: bool = True
+    second_secret: str | None = field(default=None, repr=False)
     protocols: tuple[int, int] = field(default_factory=lambda: (protocol.OLDEST, protocol.NEWEST))
 
     @property

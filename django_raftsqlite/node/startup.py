@@ -79,7 +79,7 @@ def raft_config(config: NodeConfig, protocol: int, *, taken_over: bool) -> RaftC
         secret=config.secret,
         certificate=None if tls is None else tls.certificate,
         key=None if tls is None else tls.key,
-        authority=None if tls is None else tls.authority,
+        authority=() if tls is None else tls.authority,
         election_timeout=config.election_timeout,
         fixed_timeout=config.fixed_election_timeout,
         durable=config.durable,
@@ -89,5 +89,6 @@ def raft_config(config: NodeConfig, protocol: int, *, taken_over: bool) -> RaftC
         join=config.join,
         learner=config.learner,
         readmit=config.readmit,
+        second_secret=config.second_secret,
         protocols=(max(config.protocols[0], protocol), config.protocols[1]),
     )

@@ -19,7 +19,9 @@ class RaftConfig:
     member whose disk is another one asks to be admitted again. ``log`` is the path of the log's SQLite file.
     ``election_timeout`` (seconds) is the least time without a leader's word before an election; the most is twice
     that. It grows with the round trip to the nearest majority (:class:`~.roundtrips.RoundTrips`) unless
-    ``fixed_timeout``. ``certificate``/``key``/``authority`` are PEM paths, all or none. ``durable`` False: the log is
+    ``fixed_timeout``. ``certificate``, ``key`` and ``authority`` (one file or more, of whom each may have signed a
+    peer's) are PEM paths, all or none. ``second_secret`` is as good as ``secret``, while one replaces the other.
+    ``durable`` False: the log is
     not fsynced (test databases). ``mode`` is the mode of the log's files. ``reluctant``: it leaves leading to others
     that can; see :class:`~.reluctance.Reluctance`. ``taken_over``: the state machine begins with a state that does
     not come through the log. ``protocols``: the oldest version of the protocol that it speaks,
@@ -29,10 +31,10 @@ class RaftConfig:
     address: str
     peers: tuple[str, ...]
     log: Path
-    secret: str | None = None
+    secret: str | None = field(default=None, repr=False)
     certificate: Path | None = None
     key: Path | None = None
-    authority: Path | None = None
+    authority: tuple[Path, ...] = ()
     election_timeout: float = 0.4
     fixed_timeout: bool = False
     durable: bool = True
@@ -43,6 +45,7 @@ class RaftConfig:
     join: tuple[str, ...] = ()
     learner: bool = False
     readmit: bool = True
+    second_secret: str | None = field(default=None, repr=False)
 
     @property
     def others(self) -> tuple[str, ...]:

@@ -404,6 +404,7 @@ class RaftDriver:
             facts=self._facts,
             member=log.member_id,
             fresh=fresh,
+            second_secret=config.second_secret,
         )
 
     def _follow_contacts(self) -> None:

@@ -13,6 +13,9 @@ fresh nonce is in it, so a recorded handshake proves nothing later; the labels d
 to its author proves nothing either; the dialer proves first, so who merely connects learns no proof. Without
 a secret the key is public and the TLS certificate is the proof; with neither, nobody is let in.
 
+While one secret is replaced by another, a member has two. The dialer proves both (``also`` is the second), the
+acceptor takes either and answers by the one it took: two members meet if they have one in common.
+
 A hello says which protocol versions its node speaks, oldest and newest; two nodes meet if they have one in common.
 The shape of hellos and proofs is that of all versions, so that whoever is refused is told why; what is new goes
 into the facts.
@@ -108,7 +111,8 @@ class Identity:
     (about who is a member, ``same_group`` False), others of different groups do not. ``protocols`` are the
     oldest and the newest version of the protocol that it speaks. ``facts`` are what it runs on (plain
     text); those named in REFUSE must be the same everywhere. ``tls`` True: each peer needs a certificate
-    too. Raises ValueError when there is neither a secret nor TLS, or the facts do not fit into a hello.
+    too. ``second_secret`` is as good as ``secret``, while one replaces the other. Raises ValueError when there is
+    neither a secret nor TLS, a second secret without a first, or the facts do not fit into a hello.
     """
 
     address: str
@@ -120,13 +124,22 @@ class Identity:
     facts: Mapping[str, str] = field(default_factory=dict)
     member: bytes = bytes(ID_BYTES)
     fresh: bool = False
+    second_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.secret and not self.tls:
             raise ValueError("a group of more than one member needs a secret or TLS")
+        if self.second_secret is not None and not (self.secret and self.second_secret):
+            raise ValueError("a second secret stands beside a first one, and neither is empty")
         size = len(msgpack.packb(self.hello("x" * _TEXT).wire()))
         if size > MAX_HELLO:
             raise ValueError(f"the facts make a hello of {size} bytes; the limit is {MAX_HELLO}")
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """What proofs are made with: one key, or two."""
+        first = (self.secret or "").encode()
+        return (first,) if self.second_secret is None else (first, self.second_secret.encode())
 
     def hello(self, to: str) -> Hello:
         """A new hello with a nonce of its own."""
@@ -264,16 +277,28 @@ class Handshake:
             self._theirs = Hello.parse(message, self._identity)
             self._check(self._theirs)
             if self._dial is not None:
-                return {"proof": self._proof("dialer")}
+                first, *others = (self._proof("dialer", key) for key in self._identity.keys)
+                return {"proof": first, "also": others[0]} if others else {"proof": first}
             self._mine = self._identity.hello(self._theirs.source)
             return self._mine.wire()
-        proof = message.get("proof")
-        expected = self._proof("acceptor" if self._dial is not None else "dialer")
-        if not isinstance(proof, bytes) or len(proof) != _PROOF or not hmac.compare_digest(proof, expected):
+        key = self._key_of(message)
+        if key is None:
             raise HandshakeError("its secret is not this group's secret", tell=True)
         self._compare_facts(self._theirs)
         self.peer = self._theirs.source
-        return None if self._dial is not None else {"proof": self._proof("acceptor")}
+        return None if self._dial is not None else {"proof": self._proof("acceptor", key)}
+
+    def _key_of(self, message: dict[str, Any]) -> bytes | None:
+        """The key that the other side has proven to have; None where it has proven none of this group's."""
+        label, fields = ("acceptor", ("proof",)) if self._dial is not None else ("dialer", ("proof", "also"))
+        proofs = [message.get(name) for name in fields]
+        found = None
+        for key in self._identity.keys:
+            expected = self._proof(label, key)
+            for proof in proofs:
+                if isinstance(proof, bytes) and len(proof) == _PROOF and hmac.compare_digest(proof, expected):
+                    found = key
+        return found
 
     def _check(self, hello: Hello) -> None:
         identity = self._identity
@@ -317,11 +342,11 @@ class Handshake:
             differences.append(f"{MAGIC} differs: {_short(theirs.package)} there, {self._mine.package} here")
         self.warnings = tuple(differences)
 
-    def _proof(self, label: str) -> bytes:
+    def _proof(self, label: str, key: bytes) -> bytes:
         assert self._mine is not None and self._theirs is not None
         both = (self._mine, self._theirs) if self._dial is not None else (self._theirs, self._mine)
         text: bytes = msgpack.packb((label, *(hello.transcript() for hello in both)))
-        return hmac.digest((self._identity.secret or "").encode(), text, "sha256")
+        return hmac.digest(key, text, "sha256")
 
 
 def _protocols(value: object) -> tuple[int, int]:

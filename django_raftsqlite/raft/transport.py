@@ -325,16 +325,18 @@ def _bound(family: int, where: tuple[str, int] | tuple[str, int, int, int] | tup
 
 
 def _tls_context(config: RaftConfig, *, server: bool) -> ssl.SSLContext | None:
-    if config.certificate is None or config.key is None or config.authority is None:
+    if config.certificate is None or config.key is None or not config.authority:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        # Only the group's authority: the machine's trust store would let any web site's certificate in.
-        context.load_verify_locations(config.authority)
+        # Only the group's authorities: the machine's trust store would let any web site's certificate in.
+        for authority in config.authority:
+            context.load_verify_locations(authority)
         context.load_cert_chain(config.certificate, config.key)
     except OSError as error:
-        files = f"certificate {config.certificate}, key {config.key}, authority {config.authority}"
+        authorities = " and ".join(map(str, config.authority))
+        files = f"certificate {config.certificate}, key {config.key}, authority {authorities}"
         raise OSError(error.errno, f"the TLS files cannot be used ({files}): {error}") from error
     return context

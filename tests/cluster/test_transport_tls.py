@@ -42,7 +42,7 @@ class Certificates:
 
     def with_certificate(self, config: RaftConfig, signer: Authority, *names: str) -> RaftConfig:
         certificate, key = signer.issue(*names)
-        return replace(config, certificate=certificate, key=key, authority=self.ours.path)
+        return replace(config, certificate=certificate, key=key, authority=(self.ours.path,))
 
 
 @pytest.fixture(params=[None, SECRET], ids=["certificates alone", "certificates and secret"])
@@ -105,6 +105,22 @@ def test_a_certificate_of_another_authority_is_refused(group: Certificates, capl
     assert "TLS" in acceptor and "certificate verify failed" in acceptor
 
 
+def test_two_authorities_count_while_one_replaces_the_other(group: Certificates) -> None:
+    """As two files or as one that holds both: members that are signed by either talk to each other."""
+    both = (group.ours.path, group.other.path)
+    bundle = group.ours.folder / "both.pem"
+    bundle.write_bytes(b"".join(path.read_bytes() for path in both))
+    old = replace(group.configs[0], authority=both)
+    new = replace(group.with_certificate(group.configs[1], group.other, "127.0.0.1"), authority=(bundle,))
+
+    async def main() -> None:
+        async with Endpoint(old) as one, Endpoint(new) as two:
+            await joined(one, two)
+            await still_talk(one, two)
+
+    asyncio.run(main())
+
+
 def test_a_certificate_with_another_name_is_refused(group: Certificates, caplog: pytest.LogCaptureFixture) -> None:
     """A member's certificate does not let it be a member on another host."""
     impostor = group.with_certificate(group.configs[2], group.ours, "127.0.0.9", "elsewhere.example")
@@ -159,7 +175,7 @@ def test_files_that_are_no_certificates_are_told_at_the_start(group: Certificate
     rubbish.write_text("not a certificate")
     for field in ("certificate", "key", "authority"):
         with pytest.raises(OSError, match=r"TLS files cannot be used.*rubbish"):
-            Endpoint(replace(group.configs[0], **{field: rubbish}))
+            Endpoint(replace(group.configs[0], **{field: (rubbish,) if field == "authority" else rubbish}))
     with pytest.raises(OSError, match="TLS files cannot be used"):
         Endpoint(replace(group.configs[0], key=tmp_path / "absent"))
 

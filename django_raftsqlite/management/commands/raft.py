@@ -1,4 +1,4 @@
-"""``manage.py raft``: status, verify, node; add, remove, transfer, recover; backup, backups, restore, load."""
+"""``manage.py raft``: status, verify, node; add, remove, transfer, recover; backup, backups, restore, load; cert."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from django_raftsqlite.addresses import parse_address
 from django_raftsqlite.configuration import Configuration, configure
 from django_raftsqlite.exceptions import HostLost, OperationalError
 from django_raftsqlite.management.backup_verbs import BackupVerbs, add_verbs
+from django_raftsqlite.management.certificates import add_cert, run_cert
 from django_raftsqlite.management.status import has_leader, render
 from django_raftsqlite.management.systemd import notify
 from django_raftsqlite.management.verification import outcome_of
@@ -82,6 +83,7 @@ class Command(BaseCommand):
         )
         recover.add_argument("--yes", action="store_true", help="do it; without it, only tell what would be done")
         node = verbs.add_parser("node", help="host the node without serving pages, until SIGTERM or SIGINT")
+        add_cert(verbs)
         for verb in (status, verify, node, recover, *changes, *add_verbs(verbs)):
             verb.add_argument(
                 "--database", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help=f"default: {DEFAULT_DB_ALIAS}"
@@ -90,7 +92,10 @@ class Command(BaseCommand):
             for option in ("--settings", "--pythonpath"):
                 verb.add_argument(option, default=SUPPRESS, help=SUPPRESS)
 
-    def handle(self, *_args: Any, verb: str, database: str, **options: Any) -> None:
+    def handle(self, *_args: Any, verb: str, database: str = DEFAULT_DB_ALIAS, **options: Any) -> None:
+        if verb == "cert":  # before there are settings that name its files
+            self._tell(run_cert(options))
+            return
         configuration = configuration_of(database)
         if verb == "status":
             self.show_status(database, configuration.node, options["format"])

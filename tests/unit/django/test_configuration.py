@@ -134,8 +134,66 @@ def test_tls_is_enough_between_any_addresses(settings: Any, tmp_path: Path) -> N
         path.touch()
     peers = ["node1.example:7101", "10.0.0.2:7101", "[2001:db8::1]:7101"]
     node = configure("default", settings(node=peers[0], peers=peers, tls=files)).node
-    assert node.tls == TLSFiles(**files)
+    assert node.tls == TLSFiles(files["certificate"], files["key"], (files["authority"],))
     assert node.secret is None
+
+
+def test_an_authority_may_be_several(settings: Any, tmp_path: Path) -> None:
+    paths = {name: str(tmp_path / f"{name}.pem") for name in ("certificate", "key", "old", "new")}
+    for path in paths.values():
+        Path(path).touch()
+    tls = {"certificate": paths["certificate"], "key": paths["key"], "authority": [paths["old"], paths["new"]]}
+    node = configure("default", settings(**group(tls=tls))).node
+    assert node.tls is not None
+    assert node.tls.authority == (Path(paths["old"]), Path(paths["new"]))
+
+
+def test_a_secret_may_be_in_a_file_or_in_the_environment(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """White space around it does not count, since editors leave some."""
+    path = tmp_path / "secret"
+    path.write_text(f"{SECRET}\n")
+    monkeypatch.setenv("A_SECRET", f" {SECRET}")
+    for given in ({"file": path}, {"file": str(path)}, {"env": "A_SECRET"}, [SECRET], ({"file": str(path)},)):
+        assert configure("default", settings(**group(secret=given))).node.secret == SECRET
+    configuration = configure("default", settings(**group(secret=[{"file": path}, "another secret of some length"])))
+    assert (configuration.node.secret, configuration.node.second_secret) == (SECRET, "another secret of some length")
+    assert configuration.secret_files == (path,)
+
+
+def test_a_secret_that_cannot_be_had_is_named_and_not_shown(settings: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    short, binary, large = tmp_path / "short", tmp_path / "binary", tmp_path / "large"
+    short.write_text("hidden5")
+    binary.write_bytes(b"hidden5\xff" * 5)
+    large.write_bytes(b"hidden5" * 2000)
+    monkeypatch.setenv("A_SECRET", "hidden5")
+    for given, where, text in [
+        ({"file": tmp_path / "none"}, '["secret"]["file"]', "No such file"),
+        ({"file": tmp_path}, '["secret"]["file"]', "Is a directory"),
+        ({"file": binary}, '["secret"]["file"]', "is not text in UTF-8"),
+        ({"file": large}, '["secret"]["file"]', "larger than 4096"),
+        ({"file": short}, '["secret"]', f"'{short}', which has 7 characters"),
+        ({"file": ""}, '["secret"]["file"]', "the path of a file"),
+        ({"file": 7}, '["secret"]["file"]', "is an integer"),
+        ({"env": "A_SECRET"}, '["secret"]', "'A_SECRET', which has 7 characters"),
+        ({"env": "NO_SECRET"}, '["secret"]["env"]', "'NO_SECRET', and there is no such variable"),
+        ({"env": 7}, '["secret"]["env"]', "is an integer"),
+        ({"fil": "x"}, '["secret"]', "Did you mean 'file'?"),
+        ({"file": short, "env": "A_SECRET"}, '["secret"]', "one of them"),
+        ({}, '["secret"]', "one of them"),
+        ([], '["secret"]', "a list of 0"),
+        ([SECRET] * 3, '["secret"]', "a list of 3"),
+        ([SECRET, SECRET], '["secret"]', "the same secret twice"),
+        ([SECRET, {"file": tmp_path / "none"}], '["secret"][1]["file"]', "No such file"),
+    ]:
+        (problem,) = find_problems("default", settings(**group(secret=given)))
+        assert problem.id == "E004"
+        assert str(problem).startswith(f'DATABASES["default"]["OPTIONS"]{where} '), problem
+        assert text in str(problem) and "hidden5" not in str(problem)
+
+
+def test_secrets_are_in_no_repr(settings: Any) -> None:
+    configuration = configure("default", settings(**group(secret=[SECRET, "another secret of some length"])))
+    assert SECRET not in repr(configuration) and "another secret" not in repr(configuration)
 
 
 def test_a_single_peer_needs_no_secret(settings: Any) -> None:
@@ -198,6 +256,7 @@ WRONG_OPTIONS = [
     ),
     (group(tls="cert.pem"), '["tls"]', "is a string", '{"certificate": path'),
     (group(tls={}), '["tls"]["certificate"]', "is missing", '{"certificate": path'),
+    (group(tls={"authority": []}), '["tls"]["certificate"]', "is missing", '{"certificate": path'),
     (group(tls={"certificate": 1}), '["tls"]["certificate"]', "is an integer", '{"certificate": path'),
     (group(tls={"certificate": "/no/such.pem"}), '["tls"]["certificate"]', "there is no such file", "a PEM file"),
     (group(tls={"certificat": "x"}), '["tls"]', "has the unknown key 'certificat'", "Did you mean 'certificate'?"),

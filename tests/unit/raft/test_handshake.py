@@ -63,6 +63,43 @@ def test_a_wrong_secret_is_refused_by_the_acceptor_first() -> None:
     assert error.answer is not None and "proof" not in error.answer
 
 
+OLD, NEW, OTHER = "the old secret", "the new secret", "nobody's secret"
+
+
+@pytest.mark.parametrize("one", [(OLD, None), (OLD, NEW), (NEW, OLD), (NEW, None)])
+@pytest.mark.parametrize("two", [(OLD, None), (OLD, NEW), (NEW, OLD), (NEW, None), (OTHER, None), (OTHER, OLD)])
+def test_two_members_meet_if_they_have_a_secret_in_common(
+    one: tuple[str, str | None], two: tuple[str, str | None]
+) -> None:
+    """In whatever order each names them: so that one is replaced by another node by node."""
+    dialer = Handshake(identity(HIGH, secret=one[0], second_secret=one[1]), dial=LOW)
+    acceptor = Handshake(identity(LOW, secret=two[0], second_secret=two[1]))
+    if ({*one} & {*two}) - {None}:
+        shake(dialer, acceptor)
+        assert (dialer.peer, acceptor.peer) == (LOW, HIGH)
+    else:
+        assert "its secret is not this group's secret" in str(refusal(dialer, acceptor))
+
+
+def test_a_second_secret_is_no_way_in_without_one() -> None:
+    """Neither nothing, nor the public key of a group without a secret, nor garbage is taken for it."""
+    for also in (None, b"", b"x" * 32, "x" * 32, [b"x" * 32], 7):
+        acceptor = Handshake(identity(LOW, second_secret=NEW))
+        acceptor.receive(Handshake(identity(HIGH), dial=LOW).start())
+        with pytest.raises(HandshakeError, match="secret"):
+            acceptor.receive({"proof": b"x" * 32, "also": also})
+        assert not acceptor.done
+    for secret in (None, ""):
+        with pytest.raises(ValueError, match="second secret"):
+            identity(LOW, secret=secret, second_secret=NEW, tls=True)
+    with pytest.raises(ValueError, match="second secret"):
+        identity(LOW, second_secret="")
+
+
+def test_secrets_are_in_no_repr() -> None:
+    assert OLD not in repr(identity(LOW, secret=OLD)) and NEW not in repr(identity(LOW, second_secret=NEW))
+
+
 def test_an_acceptor_without_the_secret_is_not_believed() -> None:
     """An impostor that listens at a member's address is found out by the dialer."""
     dialer, impostor = Handshake(identity(HIGH), dial=LOW), Handshake(identity(LOW, secret="wrong"))
