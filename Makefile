@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-snapshots simulate soak django-slice django-suite django-baseline third-party clean
+.PHONY: demo test lint docs package bench bench-snapshots simulate soak django-slice django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,lint,bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,lint,docs,package,bench]"
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)  ## Three nodes of the shop in testproject/, with data in it. Ctrl-C stops them.
@@ -24,6 +24,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## The documentation, into docs/_build; any warning is an error.
+	$(BIN)/python docs/generate_commands.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
+
+package: $(INSTALLED)  ## Wheel and sdist into dist/, checked; the wheel is installed and used in an empty environment.
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m tests.package dist
 
 bench: $(INSTALLED)  ## sqlite3, PostgreSQL with two standbys, one node and three nodes, side by side.
 	$(BIN)/python -m benchmarks.bench
@@ -53,4 +63,4 @@ third-party: $(INSTALLED)  ## The tests of Django REST framework and django-filt
 	$(BIN)/python -m tests.django_suite.third_party
 
 clean:
-	rm -rf $(VENV) .raftsqlite .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .raftsqlite .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache docs/_build dist

@@ -59,10 +59,10 @@ class Command(BaseCommand):
             "add",
             help="make a node a member: a learner first, which becomes a voter when it has caught up",
         )
-        add.add_argument("address", metavar="HOST:PORT")
+        add.add_argument("address", metavar="HOST:PORT", help='its OPTIONS["node"]')
         add.add_argument("--learner", action="store_true", help="it stays a learner: a copy that never votes")
         remove = verbs.add_parser("remove", help="make a node a member no longer, whether it runs or not")
-        remove.add_argument("address", metavar="HOST:PORT")
+        remove.add_argument("address", metavar="HOST:PORT", help='its OPTIONS["node"]')
         transfer = verbs.add_parser("transfer", help="have another voter lead the group")
         transfer.add_argument("address", metavar="HOST:PORT", nargs="?", default="", help="default: the best suited")
         changes = (add, remove, transfer)

@@ -1,0 +1,1 @@
+"""What ``python -m build`` made, used as a user does: ``python -m tests.package dist`` (``make package``)."""
