@@ -34,18 +34,20 @@ class PostgresqlMissing(Exception):
 
 
 class PostgresqlGroup:
-    """Three servers in a folder of their own. Whoever makes one calls :meth:`close`, also when :meth:`start` failed.
+    """A primary and its standbys in a folder of their own.
+
+    Whoever makes one calls :meth:`close`, also when :meth:`start` failed.
 
     Servers refuse to run as root: then theirs is the user ``postgres``, or else ``nobody``. They are stopped by the
     kernel when this process dies without a word.
     """
 
-    def __init__(self, parent: Path) -> None:
+    def __init__(self, parent: Path, standbys: int = 2) -> None:
         self._programs = find_programs()
         self._as_user = other_user() if os.geteuid() == 0 else None
         self._password = secrets.token_hex(16)
         self._servers: list[subprocess.Popen[bytes]] = []
-        self._ports = free_ports(3)
+        self._ports = free_ports(1 + standbys)
         self.folder = self._make_folder(parent)
         self.version = ""
 
@@ -55,7 +57,7 @@ class PostgresqlGroup:
         return self._client(self._ports[0])
 
     def start(self) -> None:
-        """Return when both standbys stream. Raises PostgresqlMissing with the server's words."""
+        """Return when all standbys stream. Raises PostgresqlMissing with the server's words."""
         primary = self.folder / "primary"
         password = self.folder / "password"
         self._write(password, self._password)
@@ -70,7 +72,7 @@ class PostgresqlGroup:
             standby = self.folder / f"standby{place}"
             self._run("pg_basebackup", f"--pgdata={standby}", "--write-recovery-conf", "--checkpoint=fast")
             self._serve(standby, port)
-        self._wait_for(_STREAMING, 2)
+        self._wait_for(_STREAMING, len(self._ports) - 1)
         self.version = str(self._ask("show server_version"))
 
     def close(self) -> None:
@@ -131,7 +133,8 @@ class PostgresqlGroup:
             raise PostgresqlMissing(f"{program}: {done.stderr.strip()}")
 
     def _serve(self, data: Path, port: int) -> None:
-        settings = [f"--{name}={value}" for name, value in {**SETTINGS, "port": port}.items()]
+        alone = {"synchronous_standby_names": ""} if len(self._ports) == 1 else {}
+        settings = [f"--{name}={value}" for name, value in {**SETTINGS, **alone, "port": port}.items()]
         with (self.folder / f"{data.name}.log").open("wb") as log:
             self._servers.append(
                 subprocess.Popen(

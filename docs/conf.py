@@ -18,6 +18,8 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
+highlight_language = "text"
+
 html_theme = "furo"
 html_title = f"django-raftsqlite {release}"
 html_copy_source = False
