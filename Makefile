@@ -47,7 +47,7 @@ simulate: $(INSTALLED)  ## The deterministic simulation: SEEDS=5000 START=0 JOBS
 
 soak: $(INSTALLED)  ## More seeds of the simulation (RAFTSQLITE_SOAK_SEEDS), then the process tests under faults, for longer (RAFTSQLITE_SOAK_SECONDS each).
 	$(BIN)/python -m tests.simulation --seeds $${RAFTSQLITE_SOAK_SEEDS:-2000} --start $${RAFTSQLITE_SOAK_START:-100000} --jobs 2
-	RAFTSQLITE_SOAK_SECONDS=$${RAFTSQLITE_SOAK_SECONDS:-60} $(BIN)/python -m pytest tests/process tests/cluster tests/simulation/test_distances.py --timeout 1800
+	RAFTSQLITE_SOAK_SECONDS=$${RAFTSQLITE_SOAK_SECONDS:-60} $(BIN)/python -m pytest tests/process tests/cluster tests/fuzz tests/simulation/test_distances.py --timeout 1800
 
 DJANGO ?= 6.1
 SUITE = $(BIN)/python -m tests.django_suite --django $(DJANGO) $(if $(SUITE_PYTHON),--python $(SUITE_PYTHON))

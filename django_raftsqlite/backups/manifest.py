@@ -75,10 +75,10 @@ def decode_manifest(data: bytes) -> Manifest:
     if value.get("format") != FORMAT:
         raise ManifestError(f"its format is {value.get('format')!r:.40}, and this version reads {FORMAT}")
     for name, types in _TYPES.items():
-        if not isinstance(value.get(name), types) or isinstance(value.get(name), bool):
+        if name not in value or not isinstance(value[name], types) or isinstance(value[name], bool):
             raise ManifestError(f"{name} is missing, or of another type")
     manifest = Manifest(**{name: value[name] for name in _TYPES})
-    if "/" in manifest.file or manifest.file.startswith("."):
+    if not manifest.file or not manifest.file.isprintable() or "/" in manifest.file or manifest.file.startswith("."):
         raise ManifestError(f"its file is {manifest.file!r:.80}, which is not beside it")
     if manifest.compression not in (None, "gzip"):
         raise ManifestError(f"its compression is {manifest.compression!r:.40}")

@@ -546,5 +546,30 @@ class Core:
             self._land_barriers(message["index"])
 
     def _on_progress(self, peer: str, message: Message) -> None:
+        _check_progress(message)
         self.clocks.receive(peer, message)
         self.peers[peer] = {**message, "heard": self._clock(), "commit": self._raft.view.commit_index}
+
+
+_TOLD: dict[str, tuple[type, ...]] = {
+    "applied": (int,),
+    "version": (int,),
+    "digest": (str,),
+    "wants": (int,),
+    "speaks": (int,),
+    "log_bytes": (int,),
+    "state": (list, tuple),
+    "verified": (dict,),
+    "receiving": (dict,),
+    "space": (dict,),
+}
+
+
+def _check_progress(message: Message) -> None:
+    """What is remembered of a member is looked at on every tick. Raises ValueError for another type."""
+    for name, types in _TOLD.items():
+        value = message.get(name)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            raise ValueError(f"{name} has another type")
+    if (state := message.get("state")) is not None and [type(each) for each in state] != [int, bytes]:
+        raise ValueError("a state is an index and a digest")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from ..sqlite import wal
+from . import notes
 
 logger = logging.getLogger("django_raftsqlite.node")
 
@@ -41,10 +41,8 @@ def keep(database: Path, folder: Path, *, written_back: bool) -> None:
         with suppress(FileNotFoundError):
             wal.sync(database.with_name(f"{database.name}-wal"))
         wal.sync_folder(database.parent)
-        with (folder / NAME).open("w") as file:
-            json.dump({"boot": _boot(), "written_back": written_back, "files": take(database)}, file)
-            file.flush()
-            os.fsync(file.fileno())
+        told = {"boot": _boot(), "written_back": written_back, "files": take(database)}
+        notes.put(folder / NAME, json.dumps(told), durable=True)
     except OSError:
         logger.warning("what is done to %s while its node is stopped will not be found", database, exc_info=True)
         with suppress(OSError):
@@ -98,7 +96,7 @@ def _boot() -> str:
 def begin(folder: Path) -> None:
     """The node runs, and has its file open: from now on its own writes change the file."""
     with suppress(FileNotFoundError):  # the folder's: the node has never run
-        (folder / NAME).write_text(json.dumps({"boot": _boot()}))
+        notes.put(folder / NAME, json.dumps({"boot": _boot()}), durable=False)
 
 
 def forget(folder: Path) -> None:

@@ -15,8 +15,9 @@ from ..raft.driver import RaftDriver
 from ..raft.log import LogFault
 from ..raft.members import Members
 from ..sqlite.connections import Snapshot
-from ..sqlite.entry import Outcome
+from ..sqlite.entry import ItemKind, Outcome
 from ..sqlite.scratch import Scratch
+from ..sqlite.wellformed import check_item
 from . import fingerprint, roster
 from .api import NodeConfig
 from .applier import Applier
@@ -403,6 +404,11 @@ class HostedNode:
         elif kind.startswith(VERIFIED):
             self._verification.on_message(peer, message, self._driver.view)
         else:
+            if kind == "node.submit":
+                # What no node could decode must not get into the log: it would stop them all, for good.
+                check_item(ItemKind(message["kind"]), message["data"], message["id"], message.get("solo"))
+                if not message.get("budget", 0.0) >= 0:  # NaN is neither more nor less
+                    raise ValueError("a request has so many seconds")
             self._core.on_message(peer, message)
 
     def _on_view(self, view: RaftView) -> None:
@@ -438,6 +444,12 @@ class HostedNode:
     def _tick(self) -> None:
         if self._closing:
             return
+        try:
+            self._look_around()
+        finally:  # whatever went wrong is logged by the loop, and must not be the last thing that is done
+            self._driver.loop.call_later(TICK, self._tick)
+
+    def _look_around(self) -> None:
         self._patience.tick(busy=self._busy.anywhere() is not None)
         self._driver.prefer(self._core.willing())
         self._protocol.tick(self._driver.view)
@@ -460,7 +472,6 @@ class HostedNode:
                 self._core.leader.expire_origins()
             if self._applier.state.counts["parted"]:
                 self._core.leader.expire_parts()
-        self._driver.loop.call_later(TICK, self._tick)
 
     def _look_for_idleness(self, now: float) -> None:
         """A transaction that does nothing while others wait loses its turn; it may be run again."""

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..sqlite.entry import encode_outcome
 from ..sqlite.errors import StatementError
+from ..sqlite.wellformed import check_item
 from . import socketpath, wire
 from .api import Moved
+from .requests import Request
 
 if TYPE_CHECKING:
     from .host import HostedNode
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("django_raftsqlite.node")
 
 HELLO_TIMEOUT = 2.0
+LONGEST_WAIT = 30 * 86400.0
+"""Seconds. The thread of a request that waits for longer would outlive its process for ever."""
+_TIMED = dict.fromkeys(
+    ("open_origin", "execute", "commit", "barrier", "staleness", "reach", "members", "verify"), -1
+) | {"begin": 2}
+"""Where a request has its timeout."""
 
 
 class AttachServer:
@@ -152,9 +160,12 @@ class _Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _hello(self) -> bool:
-        verb, protocol, version, pid = wire.receive(self._socket, time.monotonic() + HELLO_TIMEOUT)
-        if verb != "hello":
-            return False
+        hello = wire.receive(self._socket, time.monotonic() + HELLO_TIMEOUT, wire.MAX_HELLO)
+        match hello:
+            case ["hello", protocol, str(version), int(pid)]:
+                pass
+            case _:
+                return False
         if (protocol, version) != (wire.PROTOCOL, __version__):
             text = (
                 f"process {os.getpid()} hosts this node with django-raftsqlite {__version__} (protocol "
@@ -162,13 +173,17 @@ class _Connection:
             )
             wire.send(self._socket, ["error", "OperationalError", text])
             return False
-        self.pid = int(pid)
+        self.pid = pid
         wire.send(self._socket, ["ok", os.getpid()])
         return True
 
-    def _answer(self, request: list[Any]) -> None:
+    def _answer(self, request: Any) -> None:
+        if not isinstance(request, list) or not request:
+            raise wire.Closed("what it says is no request")
         verb, *arguments = request
         try:
+            if verb in _TIMED and not arguments[_TIMED[verb]] <= LONGEST_WAIT:
+                raise ValueError("nobody waits for as long as that")
             answer = ["ok", self._verbs[verb](*arguments)]
         except Exception as error:
             answer = wire.encode_error(error)
@@ -179,7 +194,7 @@ class _Connection:
 
     def _execute(self, *arguments: Any) -> bytes:
         *request, timeout = arguments
-        return encode_outcome(self._host.execute(wire.decode_request(request), timeout=timeout))
+        return encode_outcome(self._host.execute(_checked(request), timeout=timeout))
 
     def _begin(self, pragmas: dict[str, int], reason: str, timeout: float, nowait: bool) -> Any:
         self._rollback()
@@ -210,7 +225,7 @@ class _Connection:
         *request, timeout = arguments
         session = self._need_session()
         try:
-            outcome = session.commit(wire.decode_request(request), timeout=timeout)
+            outcome = session.commit(_checked(request), timeout=timeout)
         except (StatementError, Moved) as error:
             return wire.encode_error(error), None
         except BaseException:
@@ -240,3 +255,10 @@ class _Connection:
         if self._session is None:
             raise RuntimeError("no transaction is open on this connection")
         return self._session
+
+
+def _checked(value: list[Any]) -> Request:
+    """A request whose content every node can decode. Raises ValueError."""
+    request = wire.decode_request(value)
+    check_item(request.kind, request.payload, request.id.to_bytes(), request.solo)
+    return request

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..exceptions import Unavailable
 from ..sqlite.wal import sync_folder
+from . import notes
 
 NAME = "suspect.json"
 
@@ -71,13 +72,7 @@ class Mark:
         """
         generation = self.generation + (reason is None)
         told = {"reason": reason, "generation": generation, "applied": applied, "time": time.time()}
-        text = json.dumps(told)
-        made = self._path.with_suffix(".new")
-        with made.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(self._path)
+        notes.put(self._path, json.dumps(told), durable=True)
         sync_folder(self._path.parent)
         self._look()
 

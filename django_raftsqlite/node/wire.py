@@ -25,7 +25,10 @@ from .requests import OriginClosed, Request
 PROTOCOL = 5
 MAX_MESSAGE = (1024 + 1) * 1024 * 1024
 """Bytes. Holds the largest statement of the largest transaction that can be asked for."""
+MAX_HELLO = 4096
+"""Bytes of the first message, before it is known that the other side is a process of this version."""
 SEND_TIMEOUT = 30.0
+_PIECE = 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
 
@@ -48,13 +51,17 @@ def send(sock: socket.socket, message: Any, timeout: float = SEND_TIMEOUT) -> No
         raise Closed(str(error)) from error
 
 
-def receive(sock: socket.socket, deadline: float | None = None) -> Any:
-    """Receive one message. Raises Closed; TimeoutError when ``deadline`` (monotonic seconds) passes first."""
+def receive(sock: socket.socket, deadline: float | None = None, limit: int = MAX_MESSAGE) -> Any:
+    """Receive one message of at most ``limit`` bytes. Raises Closed, also for what is none; TimeoutError when
+    ``deadline`` (monotonic seconds) passes first."""
     (length,) = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size, deadline))
-    if length > MAX_MESSAGE:
-        raise Closed(f"a message of {length} bytes is beyond the limit of {MAX_MESSAGE}")
+    if length > limit:
+        raise Closed(f"a message of {length} bytes is beyond the limit of {limit}")
     body = _receive_exactly(sock, length, deadline)
-    return msgpack.unpackb(body, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+    try:
+        return msgpack.unpackb(body, raw=False, strict_map_key=False, unicode_errors="surrogatepass")
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise Closed(f"a message cannot be read ({type(error).__name__})") from error
 
 
 def readable(sock: socket.socket, timeout: float | None) -> bool:
@@ -65,13 +72,16 @@ def readable(sock: socket.socket, timeout: float | None) -> bool:
 
 
 def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
-    buffer = bytearray(size)
-    view = memoryview(buffer)
+    # Room is made as it comes: a length alone takes no memory.
+    buffer = bytearray(min(size, _PIECE))
     filled = 0
     while filled < size:
+        if filled == len(buffer):
+            buffer.extend(bytes(min(filled, size - filled)))
         sock.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
         try:
-            count = sock.recv_into(view[filled:])
+            with memoryview(buffer) as view, view[filled:] as rest:
+                count = sock.recv_into(rest)
         except TimeoutError:
             raise
         except OSError as error:

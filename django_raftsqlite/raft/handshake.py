@@ -34,7 +34,7 @@ from typing import Any
 import msgpack
 
 from .frames import MAX_HELLO
-from .members import ID_BYTES
+from .members import ID_BYTES, split_address
 
 MAGIC = "django-raftsqlite"
 
@@ -84,16 +84,6 @@ class Certificate:
             return str(ipaddress.ip_address(host)) in self.ip
         except ValueError:
             return host.lower() in self.dns
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """The host and port of ``"host:port"`` or ``"[ipv6]:port"``. Raises ValueError."""
-    host, _, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not an address of the form host:port")
-    return host, int(port)
 
 
 def dials(source: str, target: str) -> bool:

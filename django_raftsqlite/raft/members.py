@@ -15,6 +15,26 @@ MOST = 64
 LONGEST_ADDRESS = 512
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """The host and port of ``"host:port"`` or ``"[ipv6]:port"``. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not an address of the form host:port")
+    return host, int(port)
+
+
+def check_address(address: str) -> None:
+    """Raises ChangeRefused for what nobody can dial: in the log, it would stop every node, and for good."""
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise ChangeRefused(str(error)[:200]) from None
+    if len(address) > LONGEST_ADDRESS or not address.isprintable():
+        raise ChangeRefused(f"an address has {LONGEST_ADDRESS} printable characters at most")
+
+
 class Role(StrEnum):
     """A voter counts for majorities; a learner only gets the log; a newcomer is a learner that is to become a
     voter."""

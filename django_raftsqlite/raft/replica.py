@@ -13,7 +13,7 @@ from .config import RaftConfig, RaftView
 from .consensus import Consensus
 from .filter import ADMISSION, ANSWERS, PROMISES, QUESTIONS, Filter, Message, ProtocolViolation, validated
 from .log import MAX_ENTRY, RaftLog
-from .members import ID_BYTES, ChangeRefused, Members, Role
+from .members import ID_BYTES, ChangeRefused, Members, Role, check_address
 from .prevote import PreVote
 from .reads import Done, ReadIndex
 from .reluctance import Reluctance
@@ -680,6 +680,8 @@ class Replica:
         if not self.is_leader:
             raise ChangeRefused("this node does not lead the group", passing=True)
         members, changed = self.members, make(self.members)
+        for address in changed.by_address.keys() - members.by_address.keys():
+            check_address(address)
         if len(changed.all) > len(members.all) and self.must_cut:
             raise ChangeRefused("the log does not have all of the database yet, and is being cut", passing=True)
         heard = self._raft.heard_since(library.monotonicTime() - 2 * self._raft.least_timeout)

@@ -10,7 +10,8 @@ import ssl
 from typing import Any, Protocol, cast
 
 from .frames import KEEPALIVE, MAX_FRAME, FrameDecoder, FrameEncoder, FrameError
-from .handshake import Certificate, Handshake, HandshakeError, Identity, split_address
+from .handshake import Certificate, Handshake, HandshakeError, Identity
+from .members import split_address
 
 logger = logging.getLogger("django_raftsqlite.raft")
 

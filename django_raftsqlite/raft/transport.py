@@ -14,7 +14,8 @@ from typing import Any
 
 from .config import RaftConfig
 from .frames import FrameEncoder, FrameError
-from .handshake import Identity, dials, split_address
+from .handshake import Identity, dials
+from .members import split_address
 from .session import HANDSHAKE_SECONDS, Session, logger
 
 WRITE_LIMIT = 64 * 1024 * 1024

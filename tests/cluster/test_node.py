@@ -23,7 +23,7 @@ from django_raftsqlite.exceptions import (
     TransactionConflict,
     Unavailable,
 )
-from django_raftsqlite.node import socketpath, wire
+from django_raftsqlite.node import fingerprint, socketpath, suspicion, wire
 from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig, WriteSession
 from django_raftsqlite.node.attached import AttachedSession
 from django_raftsqlite.node.process import ProcessNode
@@ -721,6 +721,28 @@ def test_files_and_socket_have_the_mode_whatever_the_umask(tmp_path: Path) -> No
         assert config.folder.stat().st_mode & 0o777 == 0o770
     finally:
         node.close()
+
+
+def test_files_that_come_later_have_the_mode_whatever_the_umask(tmp_path: Path) -> None:
+    """Those of a start, of a stop and of a suspicion: the next one to host may be another user of the group."""
+
+    def modes(folder: Path) -> dict[str, str]:
+        return {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()}
+
+    before = os.umask(0o077)
+    try:
+        with group(tmp_path, 2, mode=0o660) as pair:
+            folder = pair.configs[0].folder
+            pair.nodes[0].close()
+            pair.restart(0)
+            pair.leader()
+            running = modes(folder)
+        suspicion.Mark(folder).set("a reason")
+        stopped = modes(folder)
+    finally:
+        os.umask(before)
+    assert {fingerprint.NAME, "socket"} <= running.keys() and set(running.values()) == {"0o660"}, running
+    assert {fingerprint.NAME, suspicion.NAME} <= stopped.keys() and set(stopped.values()) == {"0o660"}, stopped
 
 
 def test_a_port_that_is_taken_is_an_error_that_names_the_node(tmp_path: Path) -> None:

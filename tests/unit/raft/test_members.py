@@ -8,7 +8,7 @@ import msgpack
 import pytest
 
 from django_raftsqlite.raft.changes import CatchUp, admitted, check, unbound
-from django_raftsqlite.raft.members import MOST, ChangeRefused, Member, Members, Role
+from django_raftsqlite.raft.members import MOST, ChangeRefused, Member, Members, Role, check_address
 
 ONE, TWO = b"1" * 16, b"2" * 16
 
@@ -130,3 +130,12 @@ def test_a_newcomer_has_caught_up_when_its_last_round_was_short() -> None:
     assert not catch_up.caught_up("d", 1000, 2000, 6.0), "this round took six seconds"
     assert not catch_up.caught_up("d", 1999, 2100, 6.1)
     assert catch_up.caught_up("d", 2000, 2100, 6.2)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "x", "\0", ":1", "a:0", "a:65536", "a:x", "a\0:1", "\ud800:1", "a" * 511 + ":1"]
+)
+def test_what_nobody_can_dial_is_not_made_a_member(address: str) -> None:
+    """The log would have it for good, and stop every node that reads it."""
+    with pytest.raises(ChangeRefused):
+        check_address(address)
