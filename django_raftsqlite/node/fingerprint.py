@@ -43,6 +43,7 @@ def keep(database: Path, folder: Path, *, written_back: bool) -> None:
         wal.sync_folder(database.parent)
         told = {"boot": _boot(), "written_back": written_back, "files": take(database)}
         notes.put(folder / NAME, json.dumps(told), durable=True)
+        wal.sync_folder(folder)
     except OSError:
         logger.warning("what is done to %s while its node is stopped will not be found", database, exc_info=True)
         with suppress(OSError):
