@@ -99,6 +99,23 @@ def away_and_behind(nodes: Group, size: int = 10_000, away: int | None = None) -
     return away
 
 
+def test_a_leader_that_needs_who_lacks_what_was_cut_gives_it_a_copy_first(tmp_path: Path) -> None:
+    """Of three, one is dead and one was away: until the latter has the copy, no entry of the new leader's term can be
+    committed, so the copy must not wait for that."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+        dead, other = (number for number in range(3) if number != away)
+        nodes.settle()
+        nodes.nodes[dead].close()
+        nodes.nodes[other].close()
+        nodes.restart(other)
+        node = nodes.restart(away)
+        write(nodes.nodes[other], "INSERT INTO t(a) VALUES ('again')", timeout=20.0)
+        nodes.settle()
+        assert node.status()["snapshots"]["received_bytes"] > 1_000_000
+        assert read(node, "SELECT count(*) FROM t") == [(151,)]
+
+
 def test_the_wal_that_a_copy_filled_is_emptied(tmp_path: Path) -> None:
     """All of the database goes through it, and it must not stay that large."""
     with group(tmp_path, 3, **SMALL, wal_limit=2**20) as nodes:
