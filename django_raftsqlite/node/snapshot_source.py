@@ -69,6 +69,10 @@ class SnapshotSource:
     """Makes one copy for all who need one, and sends it at ``rate`` bytes per second, to all of them together.
 
     A member gets one that lacks what the log no longer holds, or that says that it wants one, from which index on.
+    The former do as soon as this node leads: it may need them to commit an entry of its term, and all that is applied
+    is committed in every later term, too (Raft paper section 7 asks for no more). Who wants one has the log, so that
+    nothing waits for it, and what it wants may not be known here to be committed: it waits until the leader is
+    established.
 
     Loop thread; what takes long is done by ``worker``. ``make(path, go_on)`` makes the copy, ``applied()`` tells up
     to which index the file is at least, ``members(index)`` what consensus is to know of the members there.
@@ -137,8 +141,9 @@ class SnapshotSource:
         now = self._clock()
         self._wanted = deque(want for want in self._wanted if want[0] in view.connected)
         self._serve()
-        wanted = {peer: int(told[peer]["wants"]) for peer in told if told[peer].get("wants") is not None}
-        lacking = (view.behind | wanted.keys()) & view.connected if view.established else frozenset()
+        wanting = told if view.established else ()
+        wanted = {peer: int(told[peer]["wants"]) for peer in wanting if told[peer].get("wants") is not None}
+        lacking = (view.behind | wanted.keys()) & view.connected if view.role == "leader" else frozenset()
         self._receivers = {peer: self._receivers.get(peer) or Receiver(now) for peer in lacking}
         due = [peer for peer in lacking if now - self._receivers[peer].since >= PATIENCE]
         copy = self._copy

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +46,15 @@ class Disk:
         self.broken: str | None = None
         self.full = False
         self.failures = 0
-        self._unsynced: dict[str, list[_Change]] = {}
+        self._unsynced: dict[int, list[_Change]] = {}  # by inode: another file may be put at a path
         folder.mkdir()
 
     def unsynced(self, path: str | Path) -> bool:
         """Whether a power failure could change the file."""
-        return bool(self._unsynced.get(str(path)))
+        try:
+            return bool(self._unsynced.get(os.stat(path).st_ino))  # noqa: PTH116
+        except FileNotFoundError:
+            return False
 
     def lose_power(self, chance: random.Random) -> None:
         """Write to the files what survived. Their inodes are new ones: the dead processes keep theirs."""
@@ -72,7 +74,7 @@ class Disk:
             path.unlink()
             return
         content = bytearray(path.read_bytes())
-        changes = self._unsynced.get(str(path), [])
+        changes = self._unsynced.get(path.stat().st_ino, [])
         for change in reversed(changes):
             _undo(content, change)
         mode = chance.choice(["nothing", "everything", "some", "prefix"])
@@ -94,28 +96,29 @@ class Disk:
 
     # What files call
 
-    def changing(self, path: str, file: apsw.VFSFile, offset: int, data: bytes) -> None:
+    def changing(self, path: str, inode: int, file: apsw.VFSFile, offset: int, data: bytes) -> None:
         size = file.xFileSize()
         self.check(path, offset + len(data) > size)
         before = apsw.VFSFile.xRead(file, min(len(data), size - offset), offset) if offset < size else b""
-        self.remember(path, _Change(offset, before, data, size))
+        self.remember(inode, _Change(offset, before, data, size))
 
-    def truncating(self, path: str, file: apsw.VFSFile, to: int) -> None:
+    def truncating(self, path: str, inode: int, file: apsw.VFSFile, to: int) -> None:
         self.check(path, False)
         size = file.xFileSize()
         before = apsw.VFSFile.xRead(file, size - to, to) if to < size else b""
-        self.remember(path, _Change(to, before, None, size))
+        self.remember(inode, _Change(to, before, None, size))
 
-    def remember(self, path: str, change: _Change) -> None:
+    def remember(self, inode: int, change: _Change) -> None:
         """It may be lost before the next sync."""
-        self._unsynced.setdefault(path, []).append(change)
+        self._unsynced.setdefault(inode, []).append(change)
 
-    def synced(self, path: str) -> None:
+    def synced(self, path: str, inode: int) -> None:
         self.check(path, False)
-        self._unsynced.pop(path, None)
+        self._unsynced.pop(inode, None)
 
-    def deleted(self, path: str) -> None:
-        self._unsynced.pop(path, None)
+    def made(self, inode: int) -> None:
+        """A file that was not there before: its number may have been another's."""
+        self._unsynced.pop(inode, None)
 
     def check(self, path: str, grows: bool) -> None:
         """Raise what the disk says to a write."""
@@ -159,10 +162,14 @@ class _File(apsw.VFSFile):
     """A file of one process on one disk."""
 
     def __init__(self, disk: Disk, process: Process, path: str, name: object, flags: list[int]) -> None:
+        there = os.path.exists(path)  # noqa: PTH110
         super().__init__("", name, flags)
         self._disk = disk
         self._process = process
         self._path = path
+        self._inode = os.stat(path).st_ino  # noqa: PTH116
+        if not there:
+            disk.made(self._inode)
 
     def _enter(self) -> None:
         if not self._process.alive:
@@ -171,17 +178,17 @@ class _File(apsw.VFSFile):
 
     def xWrite(self, data: bytes, offset: int) -> None:
         self._enter()
-        self._disk.changing(self._path, self, offset, bytes(data))
+        self._disk.changing(self._path, self._inode, self, offset, bytes(data))
         super().xWrite(data, offset)
 
     def xTruncate(self, size: int) -> None:
         self._enter()
-        self._disk.truncating(self._path, self, size)
+        self._disk.truncating(self._path, self._inode, self, size)
         super().xTruncate(size)
 
     def xSync(self, flags: int) -> None:
         self._enter()
-        self._disk.synced(self._path)
+        self._disk.synced(self._path, self._inode)
 
 
 class Calls:
@@ -197,8 +204,11 @@ class Calls:
 
     def open(self, path: str | Path, flags: int, mode: int = 0o777) -> int:
         process = self._enter()
+        there = os.path.exists(path)  # noqa: PTH110
         descriptor = os.open(path, flags, mode)
         self._paths[descriptor] = str(path)
+        if not there:
+            self._disk(descriptor)[0].made(os.fstat(descriptor).st_ino)
         process.descriptors[descriptor] = None
         return descriptor
 
@@ -212,28 +222,35 @@ class Calls:
     def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
         self._enter()
         disk, path = self._disk(descriptor)
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
         try:
-            disk.check(path, offset + len(data) > size)
+            disk.check(path, offset + len(data) > status.st_size)
         except apsw.FullError as error:
             raise OSError(errno.ENOSPC, "the simulated disk is full") from error
         except apsw.IOError as error:
             raise OSError(errno.EIO, "the simulated disk failed") from error
-        disk.remember(path, _Change(offset, os.pread(descriptor, len(data), offset), data, size))
+        before = os.pread(descriptor, len(data), offset)
+        disk.remember(status.st_ino, _Change(offset, before, data, status.st_size))
         return os.pwrite(descriptor, data, offset)
+
+    def sendfile(self, descriptor: int, source: int, offset: int, count: int) -> int:
+        """The source is read from ``offset``, and the target is written at its end, as a new file is."""
+        data = os.pread(source, count, offset)
+        return self.pwrite(descriptor, data, os.fstat(descriptor).st_size)
 
     def ftruncate(self, descriptor: int, size: int) -> None:
         self._enter()
-        disk, path = self._disk(descriptor)
-        before = os.fstat(descriptor).st_size
-        disk.remember(path, _Change(size, os.pread(descriptor, max(before - size, 0), size), None, before))
+        disk, _ = self._disk(descriptor)
+        status = os.fstat(descriptor)
+        before = os.pread(descriptor, max(status.st_size - size, 0), size)
+        disk.remember(status.st_ino, _Change(size, before, None, status.st_size))
         os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         self._enter()
         disk, path = self._disk(descriptor)
         try:
-            disk.synced(path)
+            disk.synced(path, os.fstat(descriptor).st_ino)
         except apsw.IOError as error:
             raise OSError(errno.EIO, "the simulated disk failed") from error
 
@@ -276,8 +293,6 @@ class DiskVFS(apsw.VFS):
             raise apsw.IOError("it is a dead process's")
         process.system_call()
         super().xDelete(name, sync)
-        with suppress(StopIteration):
-            self._disk(name).deleted(name)
 
     def xCurrentTimeInt64(self) -> int:
         return self._now_ms() + _JULIAN_EPOCH_MS  # type: ignore[operator]

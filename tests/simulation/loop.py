@@ -28,6 +28,12 @@ class _Coroutine:
         if coroutine is not None:
             finish(coroutine)
 
+    def close(self) -> None:
+        """It is not run any more."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            coroutine.close()
+
     def __await__(self) -> Generator[Any, None, None]:
         self.run()
         return
@@ -52,6 +58,7 @@ class Loop:
         self._process = world.process
         self._ready: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._waiting: Any = None
+        self._tasks: list[_Coroutine] = []
         self.stopped = False
 
     def time(self) -> float:
@@ -84,8 +91,14 @@ class Loop:
 
     def create_task(self, coroutine: Coroutine[Any, Any, None]) -> _Coroutine:
         task = _Coroutine(coroutine)
+        self._tasks.append(task)
         self.call_soon(task.run)
         return task
+
+    def close(self) -> None:
+        """The process died, or the thread has ended: what was not begun is not run."""
+        for task in self._tasks:
+            task.close()
 
     def run(self) -> None:
         """Run what is due until :meth:`stop`."""
@@ -192,6 +205,7 @@ class LoopThread:
             self.loop.run()
             finish(self._closed())
         finally:
+            self.loop.close()
             self._over = True
             self._tell()
 

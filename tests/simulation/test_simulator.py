@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,8 +18,9 @@ from django_raftsqlite.raft import log as raft_log
 from django_raftsqlite.raft.log import RaftLog
 
 from . import scenario as scenarios
-from .disk import VFS_NAME, Disk, DiskVFS
+from .disk import VFS_NAME, Calls, Disk, DiskVFS
 from .installed import Substitute
+from .loop import LoopThread
 from .primitives import Threads
 from .protections import PROTECTIONS
 from .scenario import Fault
@@ -92,6 +95,56 @@ def test_what_was_synced_survives_a_power_failure(world: World, disk: Disk) -> N
 def test_of_what_was_not_synced_a_power_failure_takes_any_part(world: World, disk: Disk) -> None:
     found = {rows_after_power_failure(world, disk, "normal", seed) for seed in range(40)}
     assert 0 in found and 20 in found and len(found) > 4
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_what_is_lost_of_a_file_is_not_lost_of_the_one_that_was_put_in_its_place(
+    world: World, disk: Disk, synced: bool
+) -> None:
+    """And what was not synced before it was put there is lost there."""
+    system, whole = Calls(world, [disk]), b"x" * 20_000
+    kept = []
+    for seed in range(20):
+        path = disk.folder / f"{synced}-{seed}"
+
+        def replace_it(path: Path = path) -> None:
+            write(path, 20, synchronous="OFF").wal_checkpoint()
+            descriptor = system.open(path.with_suffix(".sound"), os.O_CREAT | os.O_RDWR)
+            system.pwrite(descriptor, whole, 0)
+            if synced:
+                system.fsync(descriptor)
+            system.close(descriptor)
+            path.with_suffix(".sound").replace(path)
+
+        do(world, replace_it).kill()
+        assert world.failure is None
+        disk.lose_power(random.Random(seed))
+        kept.append(path.read_bytes() == whole)
+    assert all(kept) if synced else any(kept) and not all(kept)
+
+
+def test_what_a_loop_did_not_begin_before_its_process_died_is_closed(world: World) -> None:
+    begun = []
+
+    async def work() -> None:
+        begun.append(True)
+
+    coroutine, process = work(), Process(world, "p")
+
+    async def opened() -> None:
+        process.loop.create_task(coroutine)
+        raise Died
+
+    thread: list[LoopThread] = []
+
+    def start() -> None:
+        thread.append(LoopThread(world, "loop", opened=opened, closed=work, after_calls=lambda: None))
+        thread[0].start()
+
+    world.spawn(process, start, "task")
+    world.run(world.now + 1)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    assert begun == []
 
 
 def test_a_disk_that_fails_or_is_full_says_so(world: World, disk: Disk) -> None:

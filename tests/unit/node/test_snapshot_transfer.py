@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class World:
         self.index = 50
         self.first_index = 40
         self.linked = True
+        self.established = True
+        self.wants: dict[str, int] = {}
         self.intercept: Callable[[Message], Message | None] = lambda message: message
         self.space = True
         self._wire: list[tuple[float, str, str, Message]] = []
@@ -106,7 +109,7 @@ class World:
             100,
             others,
             {},
-            established=leads,
+            established=leads and self.established,
             first_index=self.first_index,
             behind=behind if leads else frozenset(),
         )
@@ -122,7 +125,10 @@ class World:
             if round(self.now / TICK * 10) % 10 == 0:
                 told: dict[str, Message] = {}
                 if self.linked:
-                    told = {name: {"receiving": target.status()} for name, target in self.targets.items()}
+                    told = {
+                        name: {"receiving": target.status(), "wants": self.wants.get(name)}
+                        for name, target in self.targets.items()
+                    }
                 self.source.tick(self.view("leader"), told)
                 for name, target in self.targets.items():
                     target.tick(self.view(name))
@@ -198,6 +204,31 @@ def test_a_member_whose_place_is_found_in_a_moment_gets_none(make: Callable[...,
     world.run(0.3)
     world.applied["member0"] = 60
     world.run(5)
+    assert world.made == 0
+
+
+def test_a_leader_that_is_not_established_gives_a_copy_to_who_lacks_what_was_cut(make: Callable[..., World]) -> None:
+    """Perhaps it needs that very member to commit an entry of its term. Who wants a copy and has the log waits, and
+    keeps nobody: this leader may not know yet that what it wants is committed."""
+    world = make(count=2)
+    world.established = False
+    world.applied["member1"], world.wants["member1"] = 60, 60
+    world.run_until(lambda: world.installed)
+    assert world.installed == [("member0", 50, 3, world.content)]
+    world.run(5)
+    assert world.made == 1
+    world.index, world.established, world.applied["member1"] = 61, True, 59
+    world.run_until(lambda: len(world.installed) == 2)
+    assert world.installed[1][:2] == ("member1", 61)
+
+
+@pytest.mark.parametrize(("role", "behind"), [("follower", ()), ("candidate", ()), ("failed", ("member0",))])
+def test_only_a_leader_makes_a_copy(make: Callable[..., World], role: str, behind: tuple[str, ...]) -> None:
+    world = make()
+    view = replace(world.view("leader"), role=role, established=False, behind=frozenset(behind))
+    for _ in range(100):
+        world.now += TICK
+        world.source.tick(view, {"member0": {"wants": 10}})
     assert world.made == 0
 
 
