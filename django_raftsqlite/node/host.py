@@ -25,7 +25,7 @@ from .applier import Applier, Applying, Outcomes
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
 from .facts import handshake_facts
-from .groupcommit import COMPANY, GroupCommit
+from .groupcommit import GroupCommit
 from .lane import ScratchLane
 from .latch import Latch
 from .lock import FolderLock
@@ -83,11 +83,7 @@ class HostedNode:
             term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108 - there is no lane yet
         )
-        self._group_commit = GroupCommit(
-            # A leader has one entry under way at a time, so what comes meanwhile may be left.
-            self._send_together,
-            lambda: len(self._turns) > 0,
-        )
+        self._group_commit = GroupCommit(self._send_together, lambda: len(self._turns) > 0)
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
             machine,
@@ -180,28 +176,14 @@ class HostedNode:
     def execute(self, request: Request, *, timeout: float) -> Outcome:
         """See Backend."""
         attempt = Attempt(request, self._patience.now() + timeout)
-
-        def send() -> None:
-            self._driver.leave(self._core.submit, attempt)
-
-        return self._execute(attempt, send)
+        # A leader has one entry under way at a time, so what comes meanwhile may be left.
+        return self._execute(attempt, lambda: self._driver.leave(self._core.submit, attempt))
 
     def _commit(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
         attempt = Attempt(request, self._patience.now() + timeout)
+        return self._execute(attempt, lambda: self._group_commit.send(attempt, sent))
 
-        def send() -> None:
-            first = self._group_commit.add(attempt)
-            try:
-                sent()
-                if first:
-                    attempt.comes_within(COMPANY)
-            finally:
-                if first:
-                    self._group_commit.flush()
-
-        return self._execute(attempt, send)
-
-    def _execute(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
+    def _execute(self, attempt: Attempt, send: Callable[[], object]) -> Outcome:
         request = attempt.request
         self._requests.add(attempt)
         try:
