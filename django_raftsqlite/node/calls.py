@@ -20,7 +20,7 @@ from .busy import Busy
 from .catchup import Behind, take_turn
 from .core import Core, Opening, Refused
 from .figures import Figures, end_of
-from .groupcommit import COMPANY, GroupCommit
+from .groupcommit import GroupCommit
 from .lane import ScratchLane
 from .latch import Latch
 from .membership import Membership, Wish
@@ -107,28 +107,14 @@ class Calls:
         if request.kind is ItemKind.RESTORE and not request.sent:
             self._need(RESTORE, "a restore", timeout=timeout)
         attempt = Attempt(request, self._patience.now() + timeout)
-
-        def send() -> None:
-            self._driver.leave(self._core.submit, attempt)  # a leader has one entry under way at a time
-
-        return self._execute(attempt, send)
+        # A leader has one entry under way at a time, so what comes meanwhile may be left.
+        return self._execute(attempt, lambda: self._driver.leave(self._core.submit, attempt))
 
     def _commit(self, request: Request, *, timeout: float, sent: Callable[[], None]) -> Outcome:
         attempt = Attempt(request, self._patience.now() + timeout)
+        return self._execute(attempt, lambda: self._group_commit.send(attempt, sent))
 
-        def send() -> None:
-            first = self._group_commit.add(attempt)
-            try:
-                sent()
-                if first:
-                    attempt.comes_within(COMPANY)
-            finally:
-                if first:
-                    self._group_commit.flush()
-
-        return self._execute(attempt, send)
-
-    def _execute(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
+    def _execute(self, attempt: Attempt, send: Callable[[], object]) -> Outcome:
         began = time.monotonic()
         result: Outcome | BaseException | None = None
         try:
@@ -142,7 +128,7 @@ class Calls:
                 self._figures.ended(how, time.monotonic() - began)
         return outcome
 
-    def _bring(self, attempt: Attempt, send: Callable[[], None]) -> Outcome:
+    def _bring(self, attempt: Attempt, send: Callable[[], object]) -> Outcome:
         """Send it, and wait for what becomes of it."""
         request = attempt.request
         self._requests.add(attempt)

@@ -23,16 +23,30 @@ class GroupCommit:
     for a turn a COMMIT leaves at once, so that one client alone never waits. They leave in the order in which they
     came, and before whatever follows a :meth:`flush`.
 
-    ``send`` hands attempts on, in order, without waiting for anything; ``more`` tells whether others wait for
+    ``leave`` hands attempts on, in order, without waiting for anything; ``more`` tells whether others wait for
     their turn. Any thread.
     """
 
-    def __init__(self, send: Callable[[Sequence[Attempt]], object], more: Callable[[], bool]) -> None:
-        self._send = send
+    def __init__(self, leave: Callable[[Sequence[Attempt]], object], more: Callable[[], bool]) -> None:
+        self._hand_on = leave
         self._more = more
         self._mutex = threading.Lock()
         self._held: list[Attempt] = []
         self._until = 0.0
+
+    def send(self, attempt: Attempt, sent: Callable[[], None]) -> None:
+        """Send it, alone or in company; ``sent`` is called when it has its place before those that follow.
+
+        For its author's thread, which sees to it that the first of a group is sent in time.
+        """
+        first = self.add(attempt)
+        try:
+            sent()
+            if first:
+                attempt.comes_within(COMPANY)
+        finally:
+            if first:
+                self.flush()
 
     def add(self, attempt: Attempt) -> bool:
         """Send it, or hold it back; true for the first that is held: its author calls :meth:`flush` when
@@ -55,4 +69,4 @@ class GroupCommit:
     def _leave(self) -> None:
         if self._held:
             held, self._held = self._held, []
-            self._send(held)
+            self._hand_on(held)

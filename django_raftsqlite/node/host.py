@@ -113,11 +113,7 @@ class HostedNode:
             term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108
         )
-        self._group_commit = GroupCommit(
-            # A leader has one entry under way at a time, so what comes meanwhile may be left.
-            self._send_together,
-            lambda: len(self._turns) > 0,
-        )
+        self._group_commit = GroupCommit(self._send_together, lambda: len(self._turns) > 0)
         self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
             machine,

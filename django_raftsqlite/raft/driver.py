@@ -172,7 +172,6 @@ class RaftDriver:
         """
         if self._replica is None or self._failed is not None or self._stopping:
             return None
-        self._cork()
         try:
             place = self._replica.propose(payload)
         except LogFault as fault:

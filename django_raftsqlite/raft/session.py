@@ -124,7 +124,7 @@ class Session(asyncio.Protocol):
         if self._transport is not None and not self._closed:
             self.sent = self._loop.time()
             data = self._hub.encoder.encode(message)
-            if self._hub.corked:
+            if self._hub.corked and self.peer is not None:  # a handshake is not for the hub to flush
                 self._unsent.append(data)
             else:
                 self._transport.write(data)

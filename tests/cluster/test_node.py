@@ -366,6 +366,15 @@ def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Gro
     trio.settle()
 
 
+def increment_locked(node: ProcessNode, readers: Readers, table: str, timeout: float) -> None:
+    """Read ``x`` of row 1 under the lease, and write one more."""
+    locked = Transaction(node, readers, timeout)
+    locked.write({}, reason="locked")
+    ((x,),) = locked.execute(f"SELECT x FROM {table} WHERE id = 1", None, writes=False).rows
+    locked.execute(f"UPDATE {table} SET x = ? WHERE id = 1", (x + 1,), writes=True)
+    locked.commit()
+
+
 def test_the_commits_of_a_run_leave_before_its_lease(trio: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many of a node's transactions wait, and wherever its run ends: what the next one reads has them."""
     monkeypatch.setattr("django_raftsqlite.node.sequencer.RUN", 0.002)  # so that it ends while others wait
@@ -377,11 +386,7 @@ def test_the_commits_of_a_run_leave_before_its_lease(trio: Group, monkeypatch: p
         readers = Readers(node.readers)
         try:
             for _ in range(25):
-                locked = Transaction(node, readers, 60)
-                locked.write({}, reason="locked")
-                ((x,),) = locked.execute("SELECT x FROM counter WHERE id = 1", None, writes=False).rows
-                locked.execute("UPDATE counter SET x = ? WHERE id = 1", (x + 1,), writes=True)
-                locked.commit()
+                increment_locked(node, readers, "counter", 60)
         except BaseException as error:
             failures.append(error)
         finally:
@@ -410,11 +415,7 @@ def test_what_a_transaction_has_locked_stays_locked_while_leadership_moves(tmp_p
             readers = Readers(node.readers)
             try:
                 while not stop.is_set():
-                    locked = Transaction(node, readers, 30)
-                    locked.write({}, reason="locked")
-                    ((x,),) = locked.execute("SELECT x FROM t WHERE id = 1", None, writes=False).rows
-                    locked.execute("UPDATE t SET x = ? WHERE id = 1", (x + 1,), writes=True)
-                    locked.commit()
+                    increment_locked(node, readers, "t", 30)
                     done.append(1)
                     write(node, "UPDATE t SET x = x + 1 WHERE id = 1", timeout=30)
                     done.append(1)

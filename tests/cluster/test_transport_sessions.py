@@ -308,6 +308,19 @@ def test_what_is_sent_while_corked_leaves_together_and_in_order(configs: list[Ra
     run(main)
 
 
+def test_a_handshake_is_not_held_back_by_a_cork(configs: list[RaftConfig]) -> None:
+    """Only what is sent to a peer is flushed with the others; a connection that has none yet would wait for ever."""
+
+    async def main() -> None:
+        for corked in (0, 1):
+            async with Endpoint(configs[corked]) as one:
+                one.transport.cork()
+                async with Endpoint(configs[1 - corked]) as two:
+                    await joined(one, two)
+
+    run(main)
+
+
 def test_what_is_corked_when_the_node_stops_is_sent(configs: list[RaftConfig]) -> None:
     async def main() -> None:
         async with Endpoint(configs[1]) as two:

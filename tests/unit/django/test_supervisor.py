@@ -27,8 +27,8 @@ folder = pathlib.Path(sys.argv[1])
 if (folder / "stubborn").exists():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 (folder / "pids").open("a").write(f"{os.getpid()}\\n")
-print("hello from", folder.name, flush=True)
 try:
+    print("hello from", folder.name, flush=True)
     while not (folder / "exit").exists():
         time.sleep(0.02)
     status = int((folder / "exit").read_text() or 0)

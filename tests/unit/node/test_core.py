@@ -773,7 +773,8 @@ def test_nobody_asks_for_an_origin_after_its_deadline() -> None:
     assert group.log == []
 
 
-def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
+def opening_behind_the_lease() -> tuple[Group, Opening]:
+    """n1 leads and holds the lease; what n2 asked for has just missed its deadline."""
     group = Group(lease_timeout=None)
     group.elect("n1")
     group.take_granted("n1", "INSERT of the holder")
@@ -781,6 +782,11 @@ def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
     group.cores["n2"].open_origin(opening)
     group.deliver()
     group.now += 1.1
+    return group, opening
+
+
+def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
+    group, opening = opening_behind_the_lease()
     group.cores["n1"].tick()
     group.deliver()
     refused = opening.wait(0)
@@ -790,13 +796,7 @@ def test_who_waits_for_an_origin_behind_the_write_lease_is_told_so() -> None:
 
 def test_a_refusal_is_heard_also_when_it_comes_a_moment_after_the_deadline() -> None:
     """The leader gives it at the deadline, and everything is repeated once a second, also in that moment."""
-    group = Group(lease_timeout=None)
-    group.elect("n1")
-    group.take_granted("n1", "INSERT of the holder")
-    opening = Opening(b"o" * 16, group.now + 1)
-    group.cores["n2"].open_origin(opening)
-    group.deliver()
-    group.now += 1.1
+    group, opening = opening_behind_the_lease()
     group.cores["n2"].tick()
     group.cores["n1"].tick()
     group.deliver()

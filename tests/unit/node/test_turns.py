@@ -218,14 +218,20 @@ def test_when_the_node_has_failed_nobody_waits_on(leader: Leader) -> None:
     assert all(isinstance(answer, Lost) and answer.reason == "failed" for answer in answers)
 
 
-def test_what_a_deposed_leader_granted_is_not_begun_with(leader: Leader) -> None:
-    """The entry at that index may have been lost with it."""
+def granted_by_a_leader_that_was_deposed(leader: Leader) -> tuple[Turn, Turn]:
+    """Of two turns, the first was granted from index 7 on, and has not begun."""
     first, second = turn("first"), turn("second")
     leader.turns.take(first)
     leader.turns.take(second)
     leader.grant(7)
     assert first.wait(0) == 7
     leader.term = 2
+    return first, second
+
+
+def test_what_a_deposed_leader_granted_is_not_begun_with(leader: Leader) -> None:
+    """The entry at that index may have been lost with it."""
+    first, second = granted_by_a_leader_that_was_deposed(leader)
     assert not leader.turns.begin(first, 7)
     assert leader.turns.holder is None and first.wait(0) is None
     first = turn("first again")
@@ -237,12 +243,7 @@ def test_what_a_deposed_leader_granted_is_not_begun_with(leader: Leader) -> None
 
 
 def test_a_turn_that_waits_again_keeps_its_place_and_begins_with_what_the_next_leader_grants(leader: Leader) -> None:
-    first, second = turn("first"), turn("second")
-    leader.turns.take(first)
-    leader.turns.take(second)
-    leader.grant(7)
-    assert first.wait(0) == 7
-    leader.term = 2
+    first, second = granted_by_a_leader_that_was_deposed(leader)
     assert leader.turns.unsure()
     leader.grant(9)
     assert not leader.turns.begin(first, 7), "the index is another one's"
