@@ -341,6 +341,7 @@ def test_what_lies_on_top_of_a_transaction_that_failed_is_gone_with_it(trio: Gro
     lost: list[BaseException] = []
 
     def commit() -> None:
+        eventually(lambda: len(host._turns) > 0, "the second one waits for its turn")
         try:
             first.commit([sent], timeout=20)
         except LeaseLost as error:
