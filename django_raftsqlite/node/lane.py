@@ -19,7 +19,7 @@ from .turns import Turn
 
 INTERRUPT_EVERY = 0.01
 
-MOST_BELOW = 16
+MOST_BELOW = 24
 """COMMITs on their way on which a transaction may be based: all of them are run again whenever one is applied."""
 
 MOST_WORK = 0.05  # seconds on scratch, and
