@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from django_raftsqlite.node import groupcommit
-from django_raftsqlite.node.groupcommit import COMPANY, MOST, GroupCommit
+from django_raftsqlite.node.groupcommit import BEHIND, COMPANY, MOST, GroupCommit
 from django_raftsqlite.node.origin import Origin
 from django_raftsqlite.node.requests import Attempt
 from django_raftsqlite.sqlite.entry import Outcome, Status
@@ -18,10 +18,13 @@ class Node:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.waiting = 0
+        self.under_way = False
         self.sent: list[list[Attempt]] = []
         self._origin = Origin()
         monkeypatch.setattr(groupcommit.time, "monotonic", lambda: self.now)
-        self.commits = GroupCommit(lambda attempts: self.sent.append(list(attempts)), lambda: self.waiting > 0)
+        self.commits = GroupCommit(
+            lambda attempts: self.sent.append(list(attempts)), lambda: self.waiting > 0, lambda: self.under_way
+        )
 
     def attempt(self) -> Attempt:
         request = self._origin.create(lambda *_: Encoded([b"tx"], 2, b""), solo=False, lease=b"l" * 16)
@@ -94,6 +97,18 @@ def test_one_that_comes_when_the_time_of_the_first_is_over_takes_them_along(node
     node.commits.add(attempts[0])
     node.now += COMPANY
     assert not node.commits.add(attempts[1])
+    assert node.sent == [attempts]
+
+
+def test_a_group_that_lies_on_what_is_under_way_may_wait_longer_but_not_for_ever(node: Node) -> None:
+    attempts = [node.attempt() for _ in range(3)]
+    node.waiting = 5
+    node.under_way = True
+    node.commits.add(attempts[0])
+    node.now += COMPANY
+    assert not node.commits.add(attempts[1]) and node.sent == []
+    node.now += BEHIND - COMPANY
+    assert not node.commits.add(attempts[2])
     assert node.sent == [attempts]
 
 
