@@ -15,7 +15,7 @@ from types import FrameType
 
 import django
 
-PACE = 0.03
+PACE = 0.1
 GRACE = 2
 
 

@@ -23,12 +23,6 @@ SETTINGS = "tests.process.runbook_settings"
 PATIENCE = 90.0
 VOTING = {"leader", "follower", "candidate"}
 SERVICES = {"shop-node", "shop-web"}
-ELSEWHERE = {
-    ("Restore", "manage.py raft restore --storage backups --to 2026-11-20T14:03:00Z"): "test_backup.py",
-    ("A node is suspect", "manage.py raft status"): "test_divergence.py",
-    ("A node is suspect", "manage.py raft verify"): "test_divergence.py",
-}
-"""Commands of the page that are run by another test."""
 ANSWERED = {("raft", "restore")}  # a person is asked, and types the name of the database; or --yes
 
 
@@ -142,14 +136,18 @@ class Machine:
 
     def manage(self, *words: str, expected: int | None = 0) -> str:
         """A command; what it prints. ``expected``: its exit status, None where that may be any."""
+        status, printed = self.run(*words)
+        told = f"{self}: {shlex.join(words)} ended with {status}\n{printed}"
+        assert expected in {None, status}, f"{told}\n{self.tail()}"
+        return printed
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """A command; its exit status, and what it prints."""
         self._commands += 1
         output = self.folder / f"command{self._commands}"
         environment = self._environment(self.options)
         status = self.starter.start(["manage", *words], environment, self.folder, output).wait(120)
-        printed = output.read_text()
-        told = f"{self}: {shlex.join(words)} ended with {status}\n{printed}"
-        assert expected in {None, status}, f"{told}\n{self.tail()}"
-        return printed
+        return status, output.read_text()
 
     def status(self) -> dict[str, Any] | None:
         """``raft status``; None while nobody hosts the node."""
@@ -266,10 +264,11 @@ class Crew:
                 at.start("shop-node")
             case "manage.py" if words[:2] == ["raft", "transfer"]:
                 if at.leads():  # "only on the leader"
-                    at.manage(*words)
+                    status, printed = at.run(*words)
+                    assert status == 0 or not at.leads(), printed  # it may just have lost its office
             case "manage.py" if words[:2] == ["raft", "status"] and "until" in line.note:
-                self._wait(line, at)
-                at.manage(*words)
+                probe = self._probe(line, at)
+                wait_until(f"{at}: {line.note}", lambda: probe() and at.run(*words)[0] == 0, PATIENCE, every=0.2)
             case "manage.py":
                 answers = ["--yes"] if tuple(words[:2]) in ANSWERED else []
                 at.manage(*words, *answers, expected=expected)
@@ -300,8 +299,8 @@ class Crew:
         assert not re.match(r"10\.0\.|/srv/", word), f"what does {word} stand for?"
         return word
 
-    def _wait(self, line: Line, at: Machine) -> None:
-        """Look at the status until it is as the note says."""
+    def _probe(self, line: Line, at: Machine) -> Callable[[], bool]:
+        """Whether the status is as the note says."""
         until = line.note.partition("until ")[2]
         sought = 0
 
@@ -324,15 +323,13 @@ class Crew:
             return _sound(status) and status is not None and len(status["members"]) == 3
 
         if until.startswith("lag 0"):
-            probe: Callable[[], bool] = lag_0
-        elif until.startswith("there are three members and a leader"):
-            probe = three
-        elif found := re.match(r"(\S+) is a voter", until):
+            return lag_0
+        if until.startswith("there are three members and a leader"):
+            return three
+        if found := re.match(r"(\S+) is a voter", until):
             written = next(key for key in self.stands_for if key.partition(":")[0] == found[1] and ":" in key)
-            probe = lambda: voter(written)  # noqa: E731
-        else:
-            raise AssertionError(f"nobody here knows when {until!r} is so")
-        wait_until(f"{at}: {until}", probe, PATIENCE)
+            return lambda: voter(written)
+        raise AssertionError(f"nobody here knows when {until!r} is so")
 
 
 def _sound(status: Mapping[str, Any] | None) -> bool:
