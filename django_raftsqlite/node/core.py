@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..raft.config import RaftView
-from ..sqlite.entry import ItemKind, RequestId
+from ..sqlite.entry import CLOCK_SINCE, ItemKind, RequestId
 from .clocks import Clocks
 from .latch import Latch
 from .leader import Leader
@@ -160,7 +160,7 @@ class Core:
             patience=self._patience,
             log_time=log_time,
             room=room,
-            wall=wall,
+            wall=lambda: wall() if protocol() >= CLOCK_SINCE else 0,
         )
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None

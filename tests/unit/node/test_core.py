@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 
+import msgpack
+
 from django_raftsqlite.node.core import Core, Opening, Refused
 from django_raftsqlite.node.leader import RECLAIM
 from django_raftsqlite.node.messages import Message
@@ -18,6 +20,10 @@ from django_raftsqlite.sqlite.entry import ItemKind, decode_entry
 from django_raftsqlite.sqlite.parts import Encoded, decode_part
 
 MEMBERS = ("n1", "n2", "n3")
+
+
+WALL = 1_700_000_000_000
+"""What the clock on the leader's wall shows, in milliseconds."""
 
 
 class Port:
@@ -55,6 +61,7 @@ class Group:
         self.term = 0
         self.now = 100.0
         self.log: list[bytes] = []
+        self.protocol = 2
         self.wire: deque[tuple[str, str, Message]] = deque()
         self.cut: set[frozenset[str]] = set()
         self.applied = dict.fromkeys(MEMBERS, 0)
@@ -74,6 +81,8 @@ class Group:
                 log_time=lambda: int(self.now * 1000),
                 progress=dict,
                 applied=partial(self.applied.__getitem__, a),
+                wall=lambda: WALL,
+                protocol=lambda: self.protocol,
             )
             for a in MEMBERS
         }
@@ -175,6 +184,19 @@ def test_a_followers_request_enters_the_log_through_the_leader() -> None:
     group.submit("n2", group.request("n2", b"from n2"))
     group.deliver()
     assert group.payloads() == [[b"from n2"]]
+
+
+def test_an_entry_tells_its_leaders_clock_only_once_the_group_uses_the_protocol_for_it() -> None:
+    """A member of the version before takes an entry for damaged that has more than three parts."""
+    group = Group()
+    group.elect("n1")
+    for protocol, parts, told in ((1, 3, 0), (2, 4, WALL)):
+        group.protocol = protocol
+        group.submit("n1", group.request("n1", b"x"))
+        group.commit_all()
+        assert len(msgpack.unpackb(group.log[-1])) == parts
+        assert decode_entry(group.log[-1]).clock == told
+    assert len(group.log) == 2
 
 
 def test_while_one_batch_is_in_flight_the_next_one_collects() -> None:
