@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,47 @@ def test_the_log_of_a_node_stays_short_and_the_node_starts_from_what_is_left(tmp
         status = node.status()
         assert (status["version"], status["reason"]) == (202, None)
         assert status["log"]["first_index"] >= log["first_index"]
+
+
+def test_a_snapshot_by_wish_cuts_the_log_of_one_node_and_costs_no_member_in_reach_a_copy(tmp_path: Path) -> None:
+    with group(tmp_path, 3, durable=False) as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        for number in range(30):
+            write(nodes.nodes[0], "INSERT INTO t VALUES (?)", number)
+        nodes.settle()
+        leader = nodes.nodes[nodes.leader()]
+        before = leader.status()["log"]
+        assert before["first_index"] == 1
+        said = leader.backend().snapshot(timeout=30)
+        assert re.fullmatch(
+            rf"{leader.config.address}: the database is on the disk up to log index \d+, and stands for .*", said
+        )
+
+        def cut() -> bool:  # what the others were last heard to have is kept, which may be less than they have
+            leader.backend().snapshot(timeout=30)
+            return bool(leader.status()["log"]["first_index"] > 20)
+
+        eventually(cut, "it is cut")
+        assert leader.status()["log"]["entries"] < before["entries"]
+        for number in range(3):
+            write(nodes.nodes[number], "INSERT INTO t VALUES (?)", 100 + number)
+        nodes.settle()
+        assert [read(node, "SELECT count(*) FROM t") for node in nodes.nodes] == [[(33,)]] * 3
+        others = [node for node in nodes.nodes if node is not leader]
+        assert [node.status()["log"]["first_index"] for node in others] == [1, 1]
+        assert [node.status()["snapshots"]["received_bytes"] for node in nodes.nodes] == [0, 0, 0]
+
+
+def test_a_node_that_failed_or_is_suspect_takes_no_snapshot(tmp_path: Path) -> None:
+    with group(tmp_path, 3, durable=False, on_divergence="stop") as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        host = nodes.host(nodes.follower())
+        host._distrust("it differs")
+        with pytest.raises(Unavailable, match="it differs"):
+            host.snapshot(timeout=30)
+        host._fail("no disk")
+        with pytest.raises(Unavailable, match=r"no snapshot was taken: .*no disk"):
+            host.snapshot(timeout=30)
 
 
 def test_before_the_log_is_cut_the_wal_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
