@@ -155,7 +155,7 @@ class Calls:
                 raise self._refused(settlement)
         if settlement is None and attempt.sent == 0:
             raise self._unavailable("the write was not sent")
-        raise unknown(settlement or "no answer in time", self._busy.anywhere())
+        raise unknown(settlement or "no answer in time", self._busy.anywhere(), self._core.lacking())
 
     def begin(
         self, pid: int, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
@@ -347,4 +347,4 @@ class Calls:
         return of_refusal(refused, self._view(), self._config.address, self._busy.anywhere())
 
     def _unavailable(self, what: str) -> Unavailable:
-        return unavailable(what, self._view(), self._config.address, self._busy.anywhere())
+        return unavailable(what, self._view(), self._config.address, self._busy.anywhere(), self._core.lacking())

@@ -11,7 +11,7 @@ from typing import Any
 import apsw
 import pytest
 
-from django_raftsqlite.exceptions import Unavailable
+from django_raftsqlite.exceptions import OperationalError, Unavailable
 from django_raftsqlite.node import applier
 from django_raftsqlite.node.snapshot_source import SnapshotSource
 from django_raftsqlite.sqlite import machine
@@ -156,6 +156,28 @@ def test_a_leader_that_needs_who_lacks_what_was_cut_gives_it_a_copy_first(tmp_pa
         nodes.settle()
         assert node.status()["snapshots"]["received_bytes"] > 1_000_000
         assert read(node, "SELECT count(*) FROM t") == [(151,)]
+
+
+def test_who_writes_while_a_majority_waits_for_a_copy_is_told_which_member_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the leader's node and on another one; and it is over when the member has the copy."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+        dead, other = (number for number in range(3) if number != away)
+        nodes.settle()
+        nodes.nodes[dead].close()
+        monkeypatch.setattr(SnapshotSource, "on_want", lambda *_: None)
+        node = nodes.restart(away)
+        eventually(lambda: nodes.nodes[other].status()["snapshots"]["behind"] == [nodes.peers[away]], "it is behind")
+        for number in (other, away):
+            with pytest.raises(OperationalError) as refused:
+                write(nodes.nodes[number], "INSERT INTO t(a) VALUES ('in vain')", timeout=1.0)
+            assert f"before {nodes.peers[away]} has a copy of the database" in str(refused.value), number
+        monkeypatch.undo()
+        write(nodes.nodes[other], "INSERT INTO t(a) VALUES ('again')", timeout=20.0)
+        nodes.settle()
+        assert read(node, "SELECT count(*) FROM t WHERE a = 'again'") == [(1,)]
 
 
 def test_the_wal_that_a_copy_filled_is_emptied(tmp_path: Path) -> None:

@@ -203,8 +203,7 @@ class Faults:
         calls_left = machine.process is not None and machine.process.calls_left is not None
         if not ready or machine.disk.broken or machine.excused or calls_left or any(m.touched for m in machines):
             return
-        # With a disk that was lost there would be no sound copy left of what a bare majority had.
-        if any(each.disks and each.part and not self._has_all(each) for each in machines):
+        if not self._held_by_others(machine):
             return
         machine.touched = "touched"
         program = Process(self._world, f"another program on {machine.address}")
@@ -229,11 +228,11 @@ class Faults:
 
         self._world.spawn(program, write, "another program")
 
-    def _has_all(self, machine: Machine) -> bool:
-        """Whether a machine has applied all that anybody has."""
-        hosts = [each.host for each in self._simulation.there if each.host is not None]
-        newest = max(host._applied.index for host in hosts)
-        return machine.host is not None and machine.host._applied.index == newest
+    def _held_by_others(self, machine: Machine) -> bool:
+        """Whether what is committed is on another disk as well: with one that was lost, it may not be any more."""
+        checks, others = self._simulation.checks, [each for each in self._simulation.there if each is not machine]
+        index = checks.last_committed
+        return not others or any(each.holds(index, checks.entries_term(index)) for each in others)
 
     # The network
 

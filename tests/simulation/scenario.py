@@ -154,15 +154,15 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
             faults.append(Fault(when, kind, who, amount=round(apart.random(), 4)))
         faults.sort(key=lambda fault: fault.at)
     # And for restores, and the archive.
-    apart = random.Random(f"restores {seed}")
-    restores, archive = apart.random() < 0.12, apart.random() < 0.15
+    further = random.Random(f"restores {seed}")
+    restores, archive = further.random() < 0.12, further.random() < 0.15
     if restores or archive:
         seconds = max(seconds, 4.0)
         faults.append(Fault(0.1, "back_up", -1))
         drawn = ["back_up"] * 3 + ["restore"] * 4 * restores + ["storage_down"] * 2 * archive
-        for kind in apart.choices(drawn, k=apart.choice([6, 10, 15])):
-            when, who = round(apart.uniform(0.0, seconds), 4), apart.choice([-1, apart.randrange(nodes)])
-            amount, lasts = round(apart.random(), 4), round(apart.expovariate(1 / 0.8), 4)
+        for kind in further.choices(drawn, k=further.choice([6, 10, 15])):
+            when, who = round(further.uniform(0.0, seconds), 4), further.choice([-1, further.randrange(nodes)])
+            amount, lasts = round(further.random(), 4), round(further.expovariate(1 / 0.8), 4)
             faults.append(Fault(when, kind, who, amount=amount, lasts=lasts))
         faults.sort(key=lambda fault: fault.at)
     return Scenario(
