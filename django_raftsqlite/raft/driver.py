@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 import sys
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER
+from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER, cluster_id
 from .config import RaftConfig, RaftView
 from .consensus import payload_of
 from .filter import ProtocolViolation
@@ -30,11 +29,6 @@ logger = logging.getLogger("django_raftsqlite.raft")
 
 SWITCH_INTERVAL = 0.0005
 """Seconds; see :func:`_lower_switch_interval`."""
-
-
-def cluster_id(peers: tuple[str, ...]) -> bytes:
-    """16 bytes that name the group that begins with these: all of them have the same list, in any order."""
-    return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
 
 
 class RaftDriver:
@@ -299,6 +293,11 @@ class RaftDriver:
         self._want_settle()
         return index
 
+    def meet(self, named: frozenset[str], *, found: bool, search: str | None) -> None:
+        """See :meth:`Replica.meet`."""
+        self._with_replica(lambda replica: replica.meet(named, found=found, search=search))
+        self._want_settle()
+
     def transfer(self, to: str | None) -> None:
         """As the leader, have another voter take over, the most suitable one if none is named. Whether it does shows
         in the view."""
@@ -370,7 +369,7 @@ class RaftDriver:
         try:
             self._replica = self._make_replica(log, self._applied)
         except StateMismatch as mismatch:
-            if not config.others and log.members.voters <= {config.address}:
+            if not config.others and not config.seeks and log.members.voters <= {config.address}:
                 raise
             self.mismatch = str(mismatch)
             self._replica = self._make_replica(log, None)
@@ -411,7 +410,8 @@ class RaftDriver:
         replica, log = self._replica, self._log
         if replica is None or log is None or self._transport is None:
             return
-        seen = (replica.members, replica.admission.waiting, replica.admission.told_leader)
+        admission = replica.admission
+        seen = (replica.members, admission.waiting, admission.told_leader, admission.named)
         if seen != self._followed:
             self._followed = seen
             self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
@@ -436,7 +436,8 @@ class RaftDriver:
             )
         log.set_meta(ADDRESS, config.address.encode())
         log.sync()
-        if log.last_index <= 1 and stored.founding and stored.index and stored.voters != set(config.peers):
+        begins = log.last_index <= 1 and stored.founding and bool(stored.index)
+        if begins and not config.seeks and stored.voters != set(config.peers):
             before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
             raise ValueError(
                 f"The log {config.log} was made for a new group of {before}, which it did not hear of since, and the "

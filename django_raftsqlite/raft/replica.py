@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import pysyncobj.syncobj as library
 
 from . import changes
-from .admission import CLUSTER, RENAMED, TAKEN_OVER, Admission
+from .admission import CLUSTER, RENAMED, TAKEN_OVER, Admission, cluster_id
 from .config import RaftConfig, RaftView
 from .consensus import Consensus
 from .filter import ADMISSION, ANSWERS, PROMISES, QUESTIONS, Filter, Message, ProtocolViolation, validated
@@ -19,8 +20,10 @@ from .reads import Done, ReadIndex
 from .reluctance import Reluctance
 from .roundtrips import SINCE, RoundTrips
 
-Place = tuple[str, int, str | None, frozenset[str], bool, Members]
-"""Role, term, leader, connected peers, established, members."""
+logger = logging.getLogger("django_raftsqlite.raft")
+
+Place = tuple[str, int, str | None, frozenset[str], bool, Members, bool, str | None]
+"""Role, term, leader, connected peers, established, members, waiting to be admitted, problem."""
 
 ASK_EVERY = 0.2
 """Seconds between two questions to be admitted."""
@@ -212,7 +215,29 @@ class Replica:
             self._reachable(),
             fault is None and raft.established,
             self.log.members,
+            self.admission.waiting,
+            self._problem(),
         )
+
+    def _problem(self) -> str | None:
+        """What keeps this node from being a member, or its group from its first leader."""
+        if self.admission.waiting:
+            return self.admission.problem or self.admission.search
+        if missing := self._missing_founders():
+            return f"the group begins when all its founders are there at once, and lacks {', '.join(sorted(missing))}"
+        return self.admission.problem
+
+    def _missing_founders(self) -> Set[str]:
+        """Those without whom nobody may be the first leader of a group whose founders were looked up.
+
+        Other nodes may have been told other names. Who has a session in this group has written down that it is one
+        of *these* founders, for good; so of two sets of founders that have a node in common, one group comes to be at
+        most, as long as each needs all of its own. An entry of a leader shows that they were there.
+        """
+        members = self.log.members
+        if not self.config.seeks or not members.founding or self.log.last_index > 1 or self.admission.admitted_at:
+            return frozenset()
+        return members.voters - self._recognised - {self.config.address}
 
     def _reachable(self) -> frozenset[str]:
         """The members with a session; and the leader, which this log may not know as a member yet."""
@@ -225,7 +250,7 @@ class Replica:
     def view(self) -> RaftView:
         """This member's place in the group."""
         raft = self._raft
-        role, term, leader, connected, established, members = self.place
+        role, term, leader, connected, established, members, waiting, problem = self.place
         others = [member.address for member in members if member.address != self.config.address]
         return RaftView(
             role=role,
@@ -240,8 +265,8 @@ class Replica:
             first_index=self.log.first_index,
             behind=frozenset(peer for peer in others if raft.behind(peer)),
             members=members,
-            waiting=self.admission.waiting,
-            problem=self.admission.problem,
+            waiting=waiting,
+            problem=problem,
             election_timeout=raft.least_timeout,
             round_trips={peer: trip for peer in others if (trip := self._round_trips.to(peer)) is not None},
         )
@@ -532,6 +557,7 @@ class Replica:
             return
         now = library.monotonicTime()
         may_stand = raft.may_stand and not self.admission.waiting and self.admission.removed is None
+        may_stand = may_stand and not self._missing_founders()
         if raft.alone and may_stand:
             raft.may_campaign, raft.election_deadline = True, float("-inf")
             return
@@ -763,6 +789,34 @@ class Replica:
             self._asked = now
             for peer in sorted(self._sessions):
                 self._send(peer, dict(question))
+
+    def meet(self, named: frozenset[str], *, found: bool, search: str | None) -> None:
+        """While this node waits to be admitted: whom it is to look for. ``search`` says what is amiss with that.
+
+        ``found``: where its log knows of no group, these and itself are to begin one. That is for good: it is not
+        undone by other names, told later.
+        """
+        admission = self.admission
+        if not admission.waiting or admission.removed is not None:
+            return
+        if found and self.halted:
+            found = False
+            search = (
+                f"the database of {self.config.address} has content that its log {self.log.path} does not know, so "
+                "it founds no group. Restore that log, or move the database file away, too"
+            )
+        admission.meet(named - {self.config.address}, search)
+        if found and not admission.estranged and not self.log.members.index and not self.cluster:
+            admission.problem = None
+            founders = named | {self.config.address}
+            self.log.set_meta(CLUSTER, cluster_id(founders))
+            self._raft.found(Members.founders(founders))
+            self.log.sync()
+            logger.info("This node is a founder of the group of %s", ", ".join(sorted(founders)))
+            # Begun by a node of no group, they let nothing pass.
+            self.sessions_stale = True
+        self._review()
+        self._after()
 
     def _about_members(self, peer: str, kind: str, message: Message) -> None:
         match kind:
