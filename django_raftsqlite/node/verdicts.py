@@ -93,9 +93,8 @@ def unavailable(
         return Unavailable(f"{what}: no quorum ({len(reachable)} of {len(voters)} voters are in reach)", "no quorum")
     if view.leader is None:
         return Unavailable(f"{what}: no leader is known at the moment", "no leader")
-    if lacking:
-        return Unavailable(f"{what}: {waits_for_copies(lacking)}", "too slow")
-    return Unavailable(f"{what}: too slow (the leader is {view.leader}){_busy_with(busy)}", "too slow")
+    why = waits_for_copies(lacking) if lacking else f"too slow (the leader is {view.leader}){_busy_with(busy)}"
+    return Unavailable(f"{what}: {why}", "too slow")
 
 
 def unknown(why: object, busy: object = None, lacking: Collection[str] = ()) -> CommitOutcomeUnknown:
