@@ -285,14 +285,15 @@ class RaftDriver:
         return b"%d " % members.index + members.encode() if members.index else b""
 
     def change_members(self, make: Callable[[Members], Members]) -> int:
-        """As the leader, change who the members are; the index of the entry that says so. See :meth:`Replica.change`.
+        """As the leader, change who the members are; the index of the entry that says so. See
+        :meth:`Membership.change`.
 
         It is done when that index is committed with this term. Raises ChangeRefused.
         """
         if self._replica is None or self._failed is not None or self._stopping:
             raise ChangeRefused("this node does not lead the group", passing=True)
         try:
-            index = self._replica.change(make)
+            index = self._replica.membership.change(make)
         except LogFault as fault:
             self._fail(str(fault))
             raise ChangeRefused(str(fault)) from fault
@@ -302,13 +303,13 @@ class RaftDriver:
     def transfer(self, to: str | None) -> None:
         """As the leader, have another voter take over, the most suitable one if none is named. Whether it does shows
         in the view."""
-        self._with_replica(lambda replica: replica.hand_over(to))
+        self._with_replica(lambda replica: replica.handover.begin(to))
         self._want_settle()
 
     @property
     def must_cut(self) -> bool:
-        """See :attr:`Replica.must_cut`."""
-        return self._replica is not None and self._failed is None and self._replica.must_cut
+        """See :attr:`Membership.must_cut`."""
+        return self._replica is not None and self._failed is None and self._replica.membership.must_cut
 
     def installed(self, index: int, term: int) -> None:
         """See :meth:`Replica.installed`."""
@@ -330,7 +331,7 @@ class RaftDriver:
 
     def prefer(self, willing: frozenset[str]) -> None:
         """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
-        self._with_replica(lambda replica: replica.prefer(willing))
+        self._with_replica(lambda replica: replica.handover.prefer(willing))
 
     @property
     def hears_a_quorum(self) -> bool:
@@ -342,7 +343,7 @@ class RaftDriver:
     @property
     def giving_way(self) -> bool:
         """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
-        return self._replica is not None and self._failed is None and self._replica.giving_way
+        return self._replica is not None and self._failed is None and self._replica.handover.giving_way
 
     def fail(self, reason: str) -> None:
         """Stop this member because the layer above cannot go on; as a fault of the log does."""
@@ -415,8 +416,8 @@ class RaftDriver:
         if seen != self._followed:
             self._followed = seen
             self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
-        if replica.sessions_stale:
-            replica.sessions_stale = False
+        if replica.membership.sessions_stale:
+            replica.membership.sessions_stale = False
             self._transport.renew()
 
     def _check_members(self, log: RaftLog) -> None:
@@ -480,7 +481,7 @@ class RaftDriver:
         deadline = self.loop.time() + timeout
         while self.view.role == "leader" and self.view.connected & self.view.members.voters:
             # Again and again: a peer that is asked must have the whole log, and writes may still come in.
-            self._with_replica(lambda replica: replica.transfer_leadership())
+            self._with_replica(lambda replica: replica.handover.to_whoever_is_ready())
             self._settle()
             if self.loop.time() > deadline:
                 logger.warning("Leadership was not taken over within %.1f seconds", timeout)

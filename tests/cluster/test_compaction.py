@@ -306,7 +306,7 @@ def test_the_place_of_a_lagging_member_is_found_in_a_few_round_trips(group: Simu
     first = group.elect()
     fill(group, 300)
     # This one began to lead with the common entries alone; the next one begins far beyond them.
-    group.act(first, lambda replica: replica.transfer_leadership())
+    group.act(first, lambda replica: replica.handover.to_whoever_is_ready())
     group.run_until(lambda: group.leader() not in (old, first))
     leader = group.elect()
     group.trace = []

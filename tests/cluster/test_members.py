@@ -159,11 +159,11 @@ def test_m1_a_second_change_is_refused_until_the_first_is_committed(tmp_path: Pa
     with Simulation("abc", tmp_path, seed=5) as simulation:
         leader = simulation.elect()
         simulation.run(0.5)
-        simulation[leader].change(lambda members: members.add("d", learner=True))
+        simulation[leader].membership.change(lambda members: members.add("d", learner=True))
         with pytest.raises(ChangeRefused, match="under way"):
-            simulation[leader].change(lambda members: members.add("e", learner=True))
+            simulation[leader].membership.change(lambda members: members.add("e", learner=True))
         simulation.run(0.5)
-        simulation[leader].change(lambda members: members.add("e", learner=True))
+        simulation[leader].membership.change(lambda members: members.add("e", learner=True))
 
 
 def test_m3_no_change_before_an_entry_of_the_leaders_own_term_is_committed(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_m3_no_change_before_an_entry_of_the_leaders_own_term_is_committed(tmp_p
     with standing_clock() as clock, Shell(tmp_path) as shell:
         shell.elect(clock)
         with pytest.raises(ChangeRefused, match="just been elected"):
-            shell.replica.change(lambda members: members.add("d", learner=True))
+            shell.replica.membership.change(lambda members: members.add("d:1", learner=True))
         shell.receive("b", acknowledge(2))
-        shell.replica.change(lambda members: members.add("d", learner=True))
+        shell.replica.membership.change(lambda members: members.add("d:1", learner=True))
 
 
 def test_a_change_after_which_nothing_could_be_committed_is_refused(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_a_change_after_which_nothing_could_be_committed_is_refused(tmp_path: Pa
         simulation.crash(one)
         simulation.run(2)
         with pytest.raises(ChangeRefused, match="only 1 are in reach"):
-            simulation[leader].change(lambda members: members.remove(other))
+            simulation[leader].membership.change(lambda members: members.remove(other))
         with pytest.raises(ChangeRefused, match="is not a member; the members are a, b, c"):
-            simulation[leader].change(lambda members: members.remove("z"))
-        simulation[leader].change(lambda members: members.remove(one))
+            simulation[leader].membership.change(lambda members: members.remove("z"))
+        simulation[leader].membership.change(lambda members: members.remove(one))
 
 
 def test_the_last_voter_is_not_removed(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_last_voter_is_not_removed(tmp_path: Path) -> None:
         simulation.elect()
         simulation.run(0.5)
         with pytest.raises(ChangeRefused, match="only voter"):
-            simulation["a"].change(lambda members: members.remove("a"))
+            simulation["a"].membership.change(lambda members: members.remove("a"))
 
 
 # What the log knows
@@ -400,7 +400,7 @@ def test_nothing_committed_is_lost_while_members_come_and_go(tmp_path: Path, see
                 case "remove" if leading is not None and len(simulation.voters()) > 2:
                     gone = chance.choice(sorted(simulation.voters()))
                     try:
-                        simulation[leading].change(lambda members, gone=gone: members.remove(gone))
+                        simulation[leading].membership.change(lambda members, gone=gone: members.remove(gone))
                     except ChangeRefused:
                         continue
                 case "crash" if len(running) > 2:
