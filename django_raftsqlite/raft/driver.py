@@ -255,28 +255,28 @@ class RaftDriver:
         return self._applied or 0 if self._replica is None else self._replica.applied
 
     def halt(self) -> None:
-        """See :meth:`Replica.halt`."""
-        self._with_replica(lambda replica: replica.halt())
+        """See :meth:`Installation.halt`."""
+        self._with_replica(lambda replica: replica.installation.halt())
 
     @property
     def halted(self) -> bool:
         """Whether nothing is handed over before a snapshot is installed."""
-        return self._replica is not None and self._replica.halted
+        return self._replica is not None and self._replica.installation.halted
 
     @property
     def installable_from(self) -> int:
         """The least index at which a snapshot is of use."""
-        return self.handed_over + 1 if self._replica is None else self._replica.installable_from
+        return self.handed_over + 1 if self._replica is None else self._replica.installation.least
 
     def begin_install(self, index: int, term: int, members: bytes) -> bool:
-        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow.
+        """See :meth:`Installation.begin`; after True, :meth:`installed` or :meth:`install_failed` is to follow.
 
         ``members`` is what :meth:`members_at` gave where the snapshot comes from. Raises ValueError.
         """
         at, _, data = members.partition(b" ")
         known = Members.decode(int(at), data)
         begun: list[bool] = []
-        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term, known)))
+        self._with_replica(lambda replica: begun.append(replica.installation.begin(index, term, known)))
         return begun == [True]
 
     def members_at(self, index: int) -> bytes:
@@ -312,13 +312,13 @@ class RaftDriver:
         return self._replica is not None and self._failed is None and self._replica.membership.must_cut
 
     def installed(self, index: int, term: int) -> None:
-        """See :meth:`Replica.installed`."""
-        self._with_replica(lambda replica: replica.installed(index, term))
+        """See :meth:`Installation.done`."""
+        self._with_replica(lambda replica: replica.installation.done(index, term))
         self._want_settle()
 
     def install_failed(self) -> None:
-        """See :meth:`Replica.install_failed`."""
-        self._with_replica(lambda replica: replica.install_failed())
+        """See :meth:`Installation.failed`."""
+        self._with_replica(lambda replica: replica.installation.failed())
         self._want_settle()
 
     def speak(self, protocol: int) -> None:
@@ -415,7 +415,7 @@ class RaftDriver:
         seen = (replica.members, replica.admission.waiting, replica.admission.told_leader)
         if seen != self._followed:
             self._followed = seen
-            self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
+            self._transport.follow(self._identity(log, replica.admission.contacts, fresh=replica.admission.begins))
         if replica.membership.sessions_stale:
             replica.membership.sessions_stale = False
             self._transport.renew()
@@ -630,7 +630,7 @@ class RaftDriver:
             return
         assert self._replica is not None
         failed = self._failed
-        seen = self._replica.place if failed is None else (failed.role, failed.term)
+        seen = self._replica.standing.place if failed is None else (failed.role, failed.term)
         if seen == self._told:
             return
         self._told = seen

@@ -13,19 +13,19 @@ from .consensus import Consensus
 from .elections import Elections
 from .filter import ADMISSION, ANSWERS, QUESTIONS, Filter, Message, ProtocolViolation, validated
 from .handover import Handover
+from .installation import Installation
 from .log import MAX_ENTRY, RaftLog
 from .members import Members
 from .membership import Membership
 from .outbox import Outbox
 from .peers import Peers
+from .pings import Pings
 from .prevote import PreVote
 from .reads import Done, ReadIndex
 from .reluctance import Reluctance
 from .rounds import ReadRounds
-from .roundtrips import SINCE, RoundTrips
-
-Place = tuple[str, int, str | None, frozenset[str], bool, Members]
-"""Role, term, leader, connected peers, established, members."""
+from .roundtrips import RoundTrips
+from .standing import Standing
 
 
 class Replica:
@@ -38,10 +38,10 @@ class Replica:
     Raft's own, which only moves the applied index. It must not raise and must not call back. ``room()`` False holds
     back what is committed.
 
-    ``admission``, ``membership`` and ``handover`` are its parts for who belongs to the group and for who takes over
-    from it as the leader; beside them it has its sessions (:class:`Peers`), the way out (:class:`Outbox`), its
-    elections and its reads. Nothing that promises durability leaves before the log is synced, by :meth:`flush` or
-    :meth:`tick`.
+    Parts of it are for others to use: ``admission`` and ``membership`` (who belongs to the group), ``handover`` (who
+    takes over from it as the leader), ``installation`` (snapshots) and ``standing`` (its looks from outside). Its own
+    are sessions, the way out, elections, reads and pings. Nothing that promises durability leaves before the log is
+    synced, by :meth:`flush` or :meth:`tick`.
 
     LogFault may come out of every method; then this member has stopped and nothing more is promised.
 
@@ -69,12 +69,9 @@ class Replica:
         self._reads = ReadIndex(self._quorum)
         self._reluctance = Reluctance(config.election_timeout, reluctant=config.reluctant or applied is None)
         self._round_trips = RoundTrips()
-        self._protocol = config.protocols[0]
         self._leadership: int | None = None
         self._work = True
         self._last_tick: float | None = None
-        self._installing = False
-        self.halted = applied is None
         self._peers = Peers(config.address)
         self._outbox = Outbox(log, self._peers, self._filter, self, send)
         self._raft = Consensus(
@@ -84,8 +81,15 @@ class Replica:
             on_commit=on_commit,
             applied=applied,
             applied_term=applied_term,
-            room=lambda: not (self.halted or self._installing) and (room is None or room()),
+            room=lambda: not (self.installation.halted or self.installation.under_way) and (room is None or room()),
             founders=self.admission.founders(),
+        )
+        self.installation = Installation(
+            self._raft,
+            self._reluctance,
+            reluctant=config.reluctant,
+            halted=applied is None,
+            go_on=self._look_around,
         )
         self._elections = Elections(
             self._raft,
@@ -97,6 +101,14 @@ class Replica:
             heartbeat=config.heartbeat,
         )
         self._rounds = ReadRounds(self._reads, self._raft, self._peers, self._outbox, heartbeat=config.heartbeat)
+        self._pings = Pings(
+            config,
+            self._raft,
+            self._peers,
+            self._outbox,
+            round_trips=self._round_trips,
+            reluctance=self._reluctance,
+        )
         self.handover = Handover(self._raft, self._peers, self._reluctance)
         self.membership = Membership(
             config,
@@ -108,6 +120,14 @@ class Replica:
             handover=self.handover,
             round_trips=self._round_trips,
             changed=self._review,
+        )
+        self.standing = Standing(
+            config,
+            self._raft,
+            self._peers,
+            admission=self.admission,
+            prevote=self._prevote,
+            round_trips=self._round_trips,
         )
         self._review()
 
@@ -137,11 +157,6 @@ class Replica:
     def members(self) -> Members:
         """The newest configuration, committed or not."""
         return self.log.members
-
-    @property
-    def contacts(self) -> frozenset[str]:
-        """With whom this node is to have sessions."""
-        return self.admission.contacts
 
     def _quorum(self, peers: Set[str]) -> bool:
         """Whether these and this member are a majority of the voters."""
@@ -187,56 +202,9 @@ class Replica:
         return self.is_leader and self._elections.heard_quorum(self.config.election_timeout)
 
     @property
-    def place(self) -> Place:
-        """What of the view others are told of when it changes; cheap, since it is looked at after every event."""
-        raft, fault = self._raft, self.log.fault
-        if fault:
-            role = "failed"
-        elif raft.is_leader:
-            role = "leader"
-        else:
-            role = "candidate" if raft.is_candidate or self._prevote.term is not None else "follower"
-        return (
-            role,
-            raft.term,
-            None if fault else raft.leader,
-            self._reachable(),
-            fault is None and raft.established,
-            self.log.members,
-        )
-
-    def _reachable(self) -> frozenset[str]:
-        """The members with a session; and the leader, which this log may not know as a member yet."""
-        leader = self.leader
-        connected = self._peers.recognised
-        if leader is None or leader in connected or leader not in self._peers.sessions:
-            return connected
-        return connected | {leader}
-
-    @property
     def view(self) -> RaftView:
         """This member's place in the group."""
-        raft = self._raft
-        role, term, leader, connected, established, members = self.place
-        others = [member.address for member in members if member.address != self.config.address]
-        return RaftView(
-            role=role,
-            term=term,
-            leader=leader,
-            commit_index=raft.commit_index,
-            last_index=self.log.last_index,
-            connected=connected,
-            match={peer: raft.match(peer) for peer in others} if raft.is_leader else {},
-            established=established,
-            reason=self.log.fault or raft.apply_fault,
-            first_index=self.log.first_index,
-            behind=frozenset(peer for peer in others if raft.behind(peer)),
-            members=members,
-            waiting=self.admission.waiting,
-            problem=self.admission.problem,
-            election_timeout=raft.least_timeout,
-            round_trips={peer: trip for peer in others if (trip := self._round_trips.to(peer)) is not None},
-        )
+        return self.standing.view
 
     # Sessions
 
@@ -308,7 +276,7 @@ class Replica:
             if kind == "ping":
                 outbox.send(peer, {"type": "pong"})
             elif kind == "pong":
-                self._measure(peer, message["re"])
+                self._pings.answered(peer, message["re"])
             else:
                 self._handle(peer, kind, message)
         finally:
@@ -362,7 +330,7 @@ class Replica:
             self._elections.forgive_stall(now)
         self._last_tick = now
         self._work = True
-        self._ping(now)
+        self._pings.tick(now)
         self._rounds.ask_again(now)
         self.flush()
         self.announce()
@@ -371,22 +339,7 @@ class Replica:
 
     def speak(self, protocol: int) -> None:
         """The group uses this version of the protocol."""
-        self._protocol = protocol
-
-    def _ping(self, now: float) -> None:
-        """Ask the peers how far away they are."""
-        if self._protocol < SINCE:
-            return
-        for peer in self._peers.recognised:
-            if self._round_trips.due(peer, now) and self._outbox.send(peer, {"type": "ping"}):
-                self._round_trips.asked(peer, self._outbox.seq, now)
-
-    def _measure(self, peer: str, seq: int) -> None:
-        self._round_trips.answered(peer, seq, library.monotonicTime())
-        if not self.config.fixed_timeout:
-            others = self.members.voters - {self.config.address}
-            timeout = self._round_trips.election_timeout(others, self.config.election_timeout)
-            self._raft.least_timeout = self._reluctance.timeout = timeout
+        self._pings.protocol = protocol
 
     def flush(self) -> None:
         """Make durable what was written, send what waited for it, and do what became possible; cheap if idle.
@@ -416,55 +369,18 @@ class Replica:
         """Tell them, unless entries that were sent since have done so. A tick does it too."""
         self._raft.announce()
 
+    def _look_around(self) -> None:
+        self._work = True
+
     def _can_apply(self) -> bool:
         return self._raft.applied < self._raft.commit_index and self._raft.apply_fault is None
-
-    # Snapshots
 
     def compact(self, index: int) -> None:
         """See :meth:`RaftLog.compact`; no further than what was handed over.
 
-        The file may be ahead of that for a moment, between the installation of a snapshot and :meth:`installed`.
+        The file may be ahead of that for a moment, until :meth:`Installation.done`.
         """
         self.log.compact(min(index, self._raft.applied))
-
-    def halt(self) -> None:
-        """What was handed over last may not have been applied, and nothing more is before a snapshot is installed.
-
-        The member goes on storing, voting and acknowledging, but leaves leading to others.
-        """
-        self.halted = True
-        self._reluctance.reluctant = True
-
-    @property
-    def installable_from(self) -> int:
-        """The least index at which a snapshot is of use."""
-        return self.applied if self.halted else self.applied + 1
-
-    def begin_install(self, index: int, term: int, members: Members) -> bool:
-        """The state machine is about to take the state after entry ``index`` of ``term``, as a member has sent it;
-        ``members`` is the configuration that was in force there.
-
-        False: it is before :attr:`installable_from`, and must not be taken (audit R4). True: the log remembers it
-        durably, and nothing is handed over before :meth:`installed` or :meth:`install_failed`.
-        """
-        if self._installing or not self._raft.begin_install(index, term, members, least=self.installable_from):
-            return False
-        self.log.sync()
-        self._installing = True
-        return True
-
-    def installed(self, index: int, term: int) -> None:
-        """That state is on the state machine's disk: what is handed over goes on behind it."""
-        self._raft.installed(index, term)
-        self.halted = False
-        self._reluctance.reluctant = self.config.reluctant
-        self.install_failed()
-
-    def install_failed(self) -> None:
-        """The state machine's file is as before: what is handed over goes on."""
-        self._installing = False
-        self._work = True
 
     # Leader's services
 

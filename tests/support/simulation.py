@@ -436,7 +436,7 @@ class Simulation:
         if taker.replica is None or not taken:
             return False
         index, term = len(taken), taken[-1][0]
-        if not self.act(target, lambda replica: replica.begin_install(index, term, giver.log.members_at(index))):
+        if not self.act(target, lambda replica: replica.installation.begin(index, term, giver.log.members_at(index))):
             return False
         incarnation = taker.replica
 
@@ -448,7 +448,7 @@ class Simulation:
             if self.random.random() < 0.2:
                 self.crash(target)
             else:
-                self.act(target, lambda replica: replica.installed(index, term))
+                self.act(target, lambda replica: replica.installation.done(index, term))
 
         self._at(self.random.uniform(0, 0.2), install)
         return True
