@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
-import secrets
-import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER
+from .admission import CLUSTER
 from .config import RaftConfig, RaftView
 from .consensus import payload_of
+from .delivery import Delivery
 from .filter import ProtocolViolation
 from .handshake import Identity
 from .log import LogFault, RaftLog, StateMismatch
 from .members import ChangeRefused, Members
+from .opening import check_members, make_folder
 from .replica import Replica
 from .session import PeerFault
-from .thread import LoopThread
+from .thread import LoopThread, lower_switch_interval
 from .transport import Transport
 
 logger = logging.getLogger("django_raftsqlite.raft")
-
-SWITCH_INTERVAL = 0.0005
-"""Seconds; see :func:`_lower_switch_interval`."""
-
-
-def cluster_id(peers: tuple[str, ...]) -> bytes:
-    """16 bytes that name the group that begins with these: all of them have the same list, in any order."""
-    return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
 
 
 class RaftDriver:
@@ -81,7 +70,6 @@ class RaftDriver:
         self.config = config
         self._applied = applied
         self._applied_term = applied_term
-        self._on_commit = on_commit
         self._on_message = on_message
         self._on_view = on_view
         self._on_told = on_told
@@ -99,10 +87,7 @@ class RaftDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._interval = config.heartbeat / 2
-        self._commits: deque[tuple[int, int, bytes]] = deque()
-        self._answers: deque[tuple[Callable[[int | None], None], int | None]] = deque()
-        self._reads: dict[int, Callable[[int | None], None]] = {}
-        self._reads_asked = 0
+        self._delivery = Delivery(on_commit)
         self._settle_wanted = False
         self._stopping = False
         self._cut_at = 0
@@ -187,14 +172,12 @@ class RaftDriver:
         ``done(None)`` when this member does not lead, or stops to before a quorum confirmed it (ReadIndex, Raft
         thesis section 6.4). Never calls back at once.
         """
-        self._reads_asked += 1
-        token = self._reads_asked
-        self._reads[token] = done
+        answer = self._delivery.read(done)
         if self._replica is None or self._failed is not None or self._stopping:
-            self._answer(token, None)
+            answer(None)
         else:
             try:
-                self._replica.read_index(lambda index: self._answer(token, index))
+                self._replica.read_index(answer)
             except LogFault as fault:
                 self._fail(str(fault))
         self._want_settle()
@@ -353,13 +336,13 @@ class RaftDriver:
 
     async def _open(self) -> None:
         config = self.config
-        _make_folder(config.log.parent, config.mode)
+        make_folder(config.log.parent, config.mode)
         self._log = log = RaftLog(config.log, mode=config.mode, durable=config.durable)
         if self._on_sync is not None:
             log.synced = self._on_sync
-        self._check_members(log)
+        check_members(config, log)
         if config.listens:
-            _lower_switch_interval()
+            lower_switch_interval()
             self._transport = Transport(
                 config,
                 self._identity(log, frozenset(config.others), fresh=True),
@@ -386,7 +369,7 @@ class RaftDriver:
             self.config,
             log,
             send=self._transport.send if self._transport is not None else _nowhere,
-            on_commit=self._on_entry,
+            on_commit=self._delivery.entry,
             applied=applied,
             applied_term=self._applied_term,
             room=self._room,
@@ -420,36 +403,6 @@ class RaftDriver:
             replica.membership.sessions_stale = False
             self._transport.renew()
 
-    def _check_members(self, log: RaftLog) -> None:
-        """What the log knows of the members holds, and not the settings; raises ValueError where they cannot both
-        be meant."""
-        config, stored = self.config, log.members
-        address = (log.get_meta(ADDRESS) or config.address.encode()).decode()
-        if stored.voters and len(stored.all) == 1 and config.address not in stored:
-            # Nobody else knows it by its address.
-            stored = Members(stored.index, tuple(replace(member, address=config.address) for member in stored))
-            log.found(stored)
-            log.set_meta(RENAMED, b"1")
-        elif address != config.address:
-            raise ValueError(
-                f"The log {config.log} is that of the member {address}, not of {config.address}. Restore the old "
-                "address; or have it removed from the group, move the folder away, and join with the new one."
-            )
-        log.set_meta(ADDRESS, config.address.encode())
-        log.sync()
-        if log.last_index <= 1 and stored.founding and stored.index and stored.voters != set(config.peers):
-            before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
-            raise ValueError(
-                f"The log {config.log} was made for a new group of {before}, which it did not hear of since, and the "
-                f"settings say {now}. Restore the old peers setting, or move the folder away to begin anew."
-            )
-        if log.get_meta(CLUSTER) is None and config.peers:
-            alone = config.peers == (config.address,)
-            log.set_meta(CLUSTER, secrets.token_bytes(16) if alone else cluster_id(config.peers))
-            if config.taken_over:
-                log.set_meta(TAKEN_OVER, b"1")
-            log.sync()
-
     async def _close(self) -> None:
         self._stopping = True
         self._expect()
@@ -471,8 +424,7 @@ class RaftDriver:
         finally:
             if self._log is not None:
                 self._log.close()
-        for token in list(self._reads):
-            self._answer(token, None)
+        self._delivery.give_up_reads()
 
     async def _hand_over(self, timeout: float) -> None:
         replica = self._replica
@@ -591,39 +543,18 @@ class RaftDriver:
         replica = None if self._failed is not None or self._stopping else self._replica
         self._thread.expect(replica is not None and replica.awaits_acknowledgement)
 
-    # What the replica says, told outside of it
-
-    def _on_entry(self, index: int, term: int, payload: bytes) -> None:
-        self._commits.append((index, term, payload))
-
-    def _answer(self, token: int, index: int | None) -> None:
-        done = self._reads.pop(token, None)
-        if done is not None:
-            self._answers.append((done, index))
-
     def _deliver(self) -> None:
-        commits, answers = self._commits, self._answers
-        if commits:
+        delivery = self._delivery
+        if delivery.commits:
             self._run_calls()  # what came meanwhile may go with what waited for these
-        while commits:
-            index, term, payload = commits.popleft()
-            try:
-                self._on_commit(index, term, payload)
-            except Exception as error:
-                logger.exception("Entry %d could not be handed on", index)
-                # The entries after it would be applied to a state that lacks it.
-                commits.clear()
-                self._fail(f"entry {index} could not be handed on: {error!r}")
+            problem = delivery.hand_on_entries()
+            if problem is not None:
+                self._fail(problem)
         # After on_commit: the entries that it proposed, if any, have told it as well.
         self._with_replica(lambda replica: replica.announce())
         self._send_corked()
         self._on_told()
-        while answers:
-            done, answer = answers.popleft()
-            try:
-                done(answer)
-            except Exception:
-                logger.exception("A read index could not be handed on")
+        delivery.hand_on_answers()
 
     def _announce(self) -> None:
         if self._stopping:
@@ -670,30 +601,3 @@ class RaftDriver:
 
 def _nowhere(_peer: str, _message: dict[str, Any]) -> bool:
     return False
-
-
-def _make_folder(folder: Path, mode: int) -> None:
-    """Create the folder, searchable by whom ``mode`` lets read, whatever the umask; one that exists is kept."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    searchable = mode | (mode & 0o444) >> 2
-    try:
-        folder.mkdir(searchable)
-    except FileExistsError:
-        return
-    folder.chmod(searchable)
-
-
-_switch_interval_lowered = False
-
-
-def _lower_switch_interval() -> None:
-    """Let the loop's thread take the GIL sooner from a thread that computes.
-
-    A commit has about four hand-overs between threads. At CPython's default of 5 ms each one costs 5 ms as soon
-    as one other thread is busy (a template being rendered); at 0.5 ms, 0.6 ms. Once per process, so that a value that
-    the application sets afterwards stays.
-    """
-    global _switch_interval_lowered  # noqa: PLW0603 - the setting is the process's, too
-    if not _switch_interval_lowered:
-        _switch_interval_lowered = True
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))

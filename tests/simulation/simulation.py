@@ -16,7 +16,7 @@ from unittest import mock
 from django_raftsqlite.dbapi.connection import Connection
 from django_raftsqlite.node import compaction, snapshot_source, startup
 from django_raftsqlite.node import process as process_module
-from django_raftsqlite.raft import consensus
+from django_raftsqlite.raft import consensus, progress
 from django_raftsqlite.sqlite import connections, parts
 
 from .aftermath import Aftermath
@@ -302,7 +302,7 @@ def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     if scenario.log_entries < 1000:
         settings += [(compaction, "LOOK_EVERY", 0.1), (snapshot_source, "PATIENCE", 0.1)]
     if scenario.small_batches:
-        settings += [(consensus, "BATCH_BYTES", 2000), (consensus, "WINDOW_BYTES", 5000)]
+        settings += [(consensus, "BATCH_BYTES", 2000), (progress, "WINDOW_BYTES", 5000)]
     if scenario.small_parts:
 
         def small(*arguments: Any, **keywords: Any) -> Any:

@@ -10,7 +10,7 @@ from django_raftsqlite.node.applier import Applier
 from django_raftsqlite.node.snapshot_target import SnapshotTarget
 from django_raftsqlite.node.suspicion import Mark
 from django_raftsqlite.node.verification import Verification
-from django_raftsqlite.raft import changes, consensus, outbox, replica
+from django_raftsqlite.raft import changes, consensus, outbox, progress, replica
 from django_raftsqlite.raft import filter as filters
 from django_raftsqlite.raft.consensus import Consensus
 from django_raftsqlite.raft.driver import RaftDriver
@@ -183,9 +183,9 @@ def votes_forgotten() -> list[Patch]:
 
 def no_sync_before_leading() -> list[Patch]:
     def become(self: Any) -> None:
-        for progress in self._progress.values():
-            progress.restart()
-            progress.behind = False
+        for each in self._progress.values():
+            each.restart()
+            each.behind = False
         super(Consensus, self)._SyncObj__onBecomeLeader()
 
     return [(Consensus, "_SyncObj__onBecomeLeader", become)]
@@ -298,7 +298,7 @@ def everything_at_once() -> list[Patch]:
 
 
 def no_window() -> list[Patch]:
-    return [(consensus, "WINDOW_BYTES", 10**12)]
+    return [(progress, "WINDOW_BYTES", 10**12)]
 
 
 def anything_valid() -> list[Patch]:

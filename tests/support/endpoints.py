@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from django_raftsqlite.raft.config import RaftConfig
-from django_raftsqlite.raft.driver import cluster_id
 from django_raftsqlite.raft.frames import FrameEncoder
 from django_raftsqlite.raft.handshake import Handshake, Identity, split_address
+from django_raftsqlite.raft.opening import cluster_id
 from django_raftsqlite.raft.transport import Transport
 
 SECRET = "a secret of the tests"
