@@ -23,6 +23,7 @@ from django_raftsqlite.raft.replica import Replica
 from django_raftsqlite.raft.rounds import ReadRounds
 from django_raftsqlite.sqlite.ledger import Ledger
 from django_raftsqlite.sqlite.machine import StateMachine
+from django_raftsqlite.sqlite.watch import Watch
 
 Patch = tuple[Any, str, Any]
 
@@ -317,9 +318,9 @@ def found_unsynced() -> list[Patch]:
 
 def foreign_writes_unnoticed() -> list[Patch]:
     return [
-        (StateMachine, "_check_data_version", lambda _self: None),
-        (StateMachine, "_check_files", lambda _self: None),
-        (StateMachine, "looks_changed", lambda _self: False),
+        (Watch, "check_data_version", lambda _self: None),
+        (Watch, "check_files", lambda _self: None),
+        (Watch, "looks_changed", lambda _self: False),
     ]
 
 
