@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs package bench bench-snapshots simulate soak django-slice django-suite django-baseline third-party clean
+.PHONY: demo test runbook lint docs package bench bench-snapshots simulate soak django-slice django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ demo: $(INSTALLED)  ## Three nodes of the shop in testproject/, with data in it.
 
 test: $(INSTALLED)  ## All tests, with short slices of the soaks and of Django's own tests.
 	$(BIN)/python -m pytest -m "not slice"
+
+runbook: $(INSTALLED)  ## docs/runbook.md from top to bottom on loopback, all members moved: the longest pause of each step is printed.
+	RAFTSQLITE_SOAK_SECONDS=60 $(BIN)/python -m pytest tests/process/test_runbook.py --quiet --capture=no
 
 django-slice: $(INSTALLED)  ## A choice of Django's own tests, three ways, on Django 5.2 and 6.1.
 	$(BIN)/python -m pytest tests/django_suite

@@ -24,6 +24,8 @@ from .commands import is_short_lived
 from .consistency import LEVELS
 from .credentials import TLS, Secrets
 from .dbapi.freshness import Freshness, Level
+from .discovery import Discovery, Misspelt, is_url
+from .discovery import parse as parse_discovery
 from .environment import environment_variable, merge_environment
 from .functions import load_functions, register_django_functions
 from .node.api import ArchiveConfig, NodeConfig, TLSFiles
@@ -154,12 +156,14 @@ class _Reader:
         address, peers = self._members()
         join, learner = self._join(address), self._learner()
         secrets, tls = self._credentials()
+        discovery = self._discovery(tls is not None)
         secret, second_secret = (*(secrets.found if secrets else ()), None, None)[:2]
-        self._check_security(address, (*peers, *join), secret, tls)
+        self._check_security(address, (*peers, *join), secret, tls, sought=discovery is not None)
         if testing:
             # A test database is a group of its own: no peers, no ports, nothing fsynced, and a TestCase may
             # hold its transaction for minutes.
             address, peers, join, secret, second_secret, tls = LOCALHOST, (LOCALHOST,), (), None, None, None
+            discovery = None
         lease_timeout = self._seconds("lease_timeout", _DEFAULT["lease_timeout"], *LEASE_TIMEOUT_RANGE)
         node = NodeConfig(
             name=self._name(),
@@ -187,6 +191,7 @@ class _Reader:
             reluctant=not testing and is_short_lived(sys.argv),
             join=join,
             learner=learner and not testing,
+            discovery=discovery,
             readmit=self._readmit(),
             second_secret=second_secret,
         )
@@ -271,9 +276,9 @@ class _Reader:
                 'is given, and so is "peers".',
                 'Write "peers" (the same on all nodes) to begin a group, or "join" for a node that comes later.',
             )
-        if peers is None or join is not None:
+        if peers is None or join is not None or is_url(peers):
             own = node if good else LOCALHOST
-            return own, (own,) if join is None else ()
+            return own, (own,) if join is None and peers is None else ()
         if not isinstance(peers, list | tuple) or not peers:
             self._problem(
                 "E003",
@@ -301,7 +306,7 @@ class _Reader:
 
     def _join(self, node: str) -> tuple[str, ...]:
         join = self._option("join")
-        if join is None:
+        if join is None or is_url(join):
             return ()
         if not isinstance(join, list | tuple) or not join:
             self._problem(
@@ -317,6 +322,17 @@ class _Reader:
                 "E003", "join", f"names this node itself, {node!r}.", "Write the address of a member of the group."
             )
         return tuple(join)
+
+    def _discovery(self, tls: bool) -> Discovery | None:
+        """Members that are to be looked up, in place of those that are written down."""
+        option = next((option for option in ("peers", "join") if is_url(self._option(option))), None)
+        if option is None or any(problem.id == "E003" for problem in self.problems):
+            return None
+        try:
+            return parse_discovery(option, self._option(option), self._option("node"), tls=tls)
+        except Misspelt as error:
+            self._problem("E003", option, error.text, error.advice)
+            return None
 
     def _learner(self) -> bool:
         role = self._option("role")
@@ -348,7 +364,9 @@ class _Reader:
                 "E003",
                 option,
                 f"{where} {address!r}: {fault}.",
-                'Write "host:port" with a port from 1 to 65535, such as "127.0.0.1:7101".',
+                f"Write {address!r} alone, not in a list."
+                if is_url(address) and option != "node"
+                else 'Write "host:port" with a port from 1 to 65535, such as "127.0.0.1:7101".',
             )
             return False
         return True
@@ -363,9 +381,11 @@ class _Reader:
                 self._problem("E004", f'["OPTIONS"]["{option}"]{fault.where}', fault.text, fault.advice)
         return None if read is None or read.faults else read, None if files is None else files.files
 
-    def _check_security(self, address: str, peers: tuple[str, ...], secret: str | None, tls: TLSFiles | None) -> None:
-        count = len({address, *peers})
-        if count < 2 or any(problem.id == "E004" for problem in self.problems):
+    def _check_security(
+        self, address: str, peers: tuple[str, ...], secret: str | None, tls: TLSFiles | None, *, sought: bool
+    ) -> None:
+        count = "several" if sought else len({address, *peers})
+        if count == 1 or any(problem.id == "E004" for problem in self.problems):
             return
         if secret is None and tls is None:
             self._problem(

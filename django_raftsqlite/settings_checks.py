@@ -99,7 +99,7 @@ def _django_version() -> Messages:
 
 def _members(alias: str, node: NodeConfig) -> Messages:
     known = roster.read(node.folder)
-    count = len(node.peers)
+    count = len(node.peers) or (node.discovery.expect or 0 if node.discovery is not None else 0)
     if known is None and count and count % 2 == 0:
         yield checks.Warning(
             f'DATABASES["{alias}"]["OPTIONS"]["peers"] has {count} members, which survive the loss of no more nodes '

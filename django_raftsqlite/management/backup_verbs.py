@@ -206,7 +206,7 @@ class BackupVerbs:
             raise CommandError(f"all content of {name} would be replaced: say --yes, or run this in a terminal")
         with _interruptible():
             answer = input(
-                f"All that {self._alias} ({name}) holds now, on all {len(self._config.peers)} members, is to be "
+                f"All that {self._alias} ({name}) holds now, on all members, is to be "
                 f"replaced by {what}.\nType the name of the database, {name}, to go on: "
             )
         if answer.strip() != name:

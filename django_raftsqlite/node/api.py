@@ -57,6 +57,20 @@ class ArchiveConfig:
     hold: int
 
 
+class Discovery(Protocol):
+    """Where members are looked up. ``expect``: how many found a group together; None where this node only joins."""
+
+    @property
+    def expect(self) -> int | None:
+        """See above."""
+
+    def look(self) -> frozenset[str]:
+        """The addresses that are there now, any number of them. May wait for seconds, and raise anything."""
+
+    def __str__(self) -> str:
+        """For messages."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One node of one group, checked and complete.
@@ -76,7 +90,8 @@ class NodeConfig:
     collations on every connection. ``mode`` is the mode of the files and the socket. ``on_divergence``: what a node
     does whose content differs from that of the majority, "resync" or "stop"; ``observers`` are told of it and of the
     other :mod:`~.events`, in a thread of their own. ``reluctant``: this process will soon end, so that its node
-    leaves leading the group to others. ``archive``: where the log is kept for good, if it is. ``protocols`` are the
+    leaves leading the group to others. ``discovery``: where to look for members, in place of ``peers`` and
+    ``join``. ``archive``: where the log is kept for good, if it is. ``protocols`` are the
     oldest and the newest version of the protocol that it speaks.
     """
 
@@ -105,6 +120,7 @@ class NodeConfig:
     archive: ArchiveConfig | None = None
     join: tuple[str, ...] = ()
     learner: bool = False
+    discovery: Discovery | None = None
     readmit: bool = True
     second_secret: str | None = field(default=None, repr=False)
     protocols: tuple[int, int] = field(default_factory=lambda: (protocol.OLDEST, protocol.NEWEST))

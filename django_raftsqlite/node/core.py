@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..raft.config import RaftView
-from ..sqlite.entry import ItemKind, RequestId
+from ..sqlite.entry import CLOCK_SINCE, ItemKind, RequestId
 from .clocks import Clocks
 from .latch import Latch
 from .leader import Leader
@@ -58,9 +58,9 @@ class Opening(Latch[bool | Refused]):
 class LeasePort(Protocol):
     """The node's own queue for the write lease (:class:`~.turns.Turns`). Called on the loop thread."""
 
-    def granted(self, claim: bytes, index: int, term: int) -> bool:
-        """The lease is the node's, good from log index ``index`` of the leader of ``term`` on; False when it is not
-        wanted any more."""
+    def granted(self, claim: bytes, index: int, term: int, entry: bytes) -> bool:
+        """The lease is the node's, good from log index ``index`` of the leader of ``term`` on, whose entry there is
+        ``entry`` (empty: it is applied, or not here); False when it is not wanted any more."""
 
     def refused(self, claim: bytes, reason: str, text: str) -> None:
         """The claim was refused ("locked"), or the lease taken away ("revoked")."""
@@ -160,7 +160,7 @@ class Core:
             patience=self._patience,
             log_time=log_time,
             room=room,
-            wall=wall,
+            wall=lambda: wall() if protocol() >= CLOCK_SINCE else 0,
         )
         self.peers: dict[str, Message] = {}
         self.failed: str | None = None
@@ -508,10 +508,17 @@ class Core:
             self._to_leader({"type": "node.release", "lease": message["lease"]})
         elif self._view.leader not in {peer, None}:
             pass  # no longer its to grant: the present leader was asked when it became known
-        elif self._lease.granted(claim.id, index, self._view.term):
+        elif self._lease.granted(claim.id, index, self._view.term, self._entry_ahead(index)):
             claim.held = index
         else:
             self._to_leader({"type": "node.release", "lease": claim.id})
+
+    def _entry_ahead(self, index: int) -> bytes:
+        """The entry at ``index``, if it is the next one to be applied, and the leader's own (Raft paper section 5.3:
+        with its term there, this log is the leader's up to there)."""
+        if self._applied() >= index:
+            return b""
+        return next((entry for _, term, entry in self._raft.entries(index, index, 1) if term == self._view.term), b"")
 
     def _on_wanted(self, _peer: str, message: Message) -> None:
         claim = self._claim

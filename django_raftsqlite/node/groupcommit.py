@@ -11,7 +11,10 @@ from .requests import Attempt
 COMPANY = 0.006
 """Seconds for which a COMMIT may wait for those that follow it."""
 
-MOST = 12
+BEHIND = 0.010
+"""The same, while an entry before it is under way: what left sooner would mostly wait for that elsewhere."""
+
+MOST = 16
 """COMMITs that leave together; more would all be run again by the next transaction of the node, were they to wait."""
 
 
@@ -19,17 +22,25 @@ class GroupCommit:
     """Holds COMMITs back, for a moment, while more transactions of this node wait for their turn.
 
     An entry costs every node more than one more transaction in it does: the log is flushed for it on all of them, and
-    scratch is built anew. The first COMMIT of a group waits :data:`COMPANY` seconds at most; with nobody waiting
-    for a turn a COMMIT leaves at once, so that one client alone never waits. They leave in the order in which they
-    came, and before whatever follows a :meth:`flush`.
+    scratch is built anew. The first COMMIT of a group waits :data:`COMPANY` seconds at most, or :data:`BEHIND` while
+    the leader, which has one entry under way at a time, would not take it yet; with nobody waiting for a turn a
+    COMMIT leaves at once, so that one client alone never waits. They leave in the order in which they came, and
+    before whatever follows a :meth:`flush`.
 
     ``leave`` hands attempts on, in order, without waiting for anything; ``more`` tells whether others wait for
-    their turn. Any thread.
+    their turn; ``behind``, whether a COMMIT that is about to be sent lies on top of others that are under way. Any
+    thread.
     """
 
-    def __init__(self, leave: Callable[[Sequence[Attempt]], object], more: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        leave: Callable[[Sequence[Attempt]], object],
+        more: Callable[[], bool],
+        behind: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._hand_on = leave
         self._more = more
+        self._behind = behind
         self._mutex = threading.Lock()
         self._held: list[Attempt] = []
         self._until = 0.0
@@ -43,23 +54,29 @@ class GroupCommit:
         try:
             sent()
             if first:
-                attempt.comes_within(COMPANY)
+                attempt.comes_within(max(self._until - time.monotonic(), 0.0))
         finally:
             if first:
-                self.flush()
+                self.end(attempt)
 
     def add(self, attempt: Attempt) -> bool:
-        """Send it, or hold it back; true for the first that is held: its author calls :meth:`flush` when
-        :data:`COMPANY` seconds have passed."""
+        """Send it, or hold it back; true for the first that is held: its author calls :meth:`end` when
+        its time is over."""
         with self._mutex:
             now = time.monotonic()
             if not self._held:
-                self._until = now + COMPANY
+                self._until = now + (BEHIND if self._behind() else COMPANY)
             self._held.append(attempt)
             if self._more() and now < self._until and len(self._held) < MOST:
                 return len(self._held) == 1
             self._leave()
             return False
+
+    def end(self, first: Attempt) -> None:
+        """Send the group that began with it, unless that has left: the next one's time is its own."""
+        with self._mutex:
+            if self._held and self._held[0] is first:
+                self._leave()
 
     def flush(self) -> None:
         """Send what is held back."""

@@ -42,6 +42,7 @@ from .protocol import ARCHIVE, Protocol
 from .report import Report
 from .requests import Attempt, Request, Requests
 from .roster import is_alone
+from .seeking import Seeker
 from .session import LocalSession
 from .staleness import Staleness
 from .startup import open_machine, raft_config
@@ -113,8 +114,13 @@ class HostedNode:
             term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108
         )
-        self._group_commit = GroupCommit(self._send_together, lambda: len(self._turns) > 0)
-        self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
+        self._group_commit = GroupCommit(
+            self._send_together, lambda: len(self._turns) > 0, lambda: self._lane.committing > 1
+        )
+        self._lane = ScratchLane(
+            Scratch(config.name, config.registrars, durable=config.durable),
+            lambda: max(self._applied.index, machine.applied_index),
+        )
         self._applier = Applier(
             machine,
             self._lane,
@@ -190,6 +196,7 @@ class HostedNode:
             membership=self._membership,
             view=lambda: self._view,
         )
+        self._seeker = None if config.discovery is None else Seeker(config.address, config.discovery, self._driver)
         self._archiver = self._make_archiver(config)
         self._upkeep = Upkeep(
             config,
@@ -273,6 +280,8 @@ class HostedNode:
         elif self._driver.mismatch is not None:
             self._trust.distrust(self._driver.mismatch)
         self._upkeep.start()
+        if self._seeker is not None:
+            self._seeker.start()
         if self._archiver is not None:
             self._archiver.start()
         self._driver.call(self._tick)
@@ -358,6 +367,8 @@ class HostedNode:
         if self._archiver is not None:
             self._archiver.close()
         self._driver.stop(timeout=STOP_TIMEOUT, hand_over=hand_over)
+        if self._seeker is not None:
+            self._seeker.close()
         self._upkeep.close()
         self._lane.close()
         self._applier.close()
@@ -454,6 +465,8 @@ class HostedNode:
         self._membership.tick()
         self._note_members(self._driver.view)
         self._upkeep.tick()
+        if self._seeker is not None:
+            self._seeker.tick(self._driver.view)
         if self._archiver is not None:
             self._archiver.tick(self._driver.view)
         self._divergence.tick(self._driver.view, self._core.heard(), suspect=self.suspect is not None)

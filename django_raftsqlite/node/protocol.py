@@ -10,7 +10,8 @@ from .messages import Message
 
 OLDEST, NEWEST = 1, 2
 """What this version of the program speaks. What came with a version is named below, in
-:data:`~django_raftsqlite.sqlite.entry.SINCE` and in :data:`django_raftsqlite.raft.roundtrips.SINCE`."""
+:data:`~django_raftsqlite.sqlite.entry.SINCE` and :data:`~django_raftsqlite.sqlite.entry.CLOCK_SINCE`, and in
+:data:`django_raftsqlite.raft.roundtrips.SINCE`."""
 
 VERIFY = 2
 """Verifications in the log."""

@@ -54,5 +54,5 @@ def is_alone(config: NodeConfig) -> bool:
     """Whether the node was the only member of its group when it last ran, or is to be that."""
     known = read(config.folder)
     if known is None or not known.roles:
-        return config.peers == (config.address,) and not config.join
+        return config.peers == (config.address,) and not config.join and config.discovery is None
     return known.roles.keys() == {config.address}

@@ -89,6 +89,7 @@ def raft_config(config: NodeConfig, protocol: int, *, taken_over: bool) -> RaftC
         join=config.join,
         learner=config.learner,
         readmit=config.readmit,
+        seeks=config.discovery is not None,
         second_secret=config.second_secret,
         protocols=(max(config.protocols[0], protocol), config.protocols[1]),
     )

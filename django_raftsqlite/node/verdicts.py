@@ -79,6 +79,8 @@ def unavailable(what: str, view: RaftView, address: str, busy: object = None) ->
     if view.waiting:
         why = view.problem or "it asks for that"
         return Unavailable(f"{what}: the group has not admitted this node yet ({why})", "no quorum")
+    if view.problem and view.leader is None:
+        return Unavailable(f"{what}: no leader is known at the moment ({view.problem})", "no leader")
     voters = view.members.voters
     reachable = voters & {*view.connected, address}
     if voters and not view.members.quorum(reachable):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import msgpack
@@ -29,6 +31,11 @@ node's disk is not the one it was."""
 _REMOVED = "removed"
 
 
+def cluster_id(peers: Collection[str]) -> bytes:
+    """16 bytes that name the group that begins with these: all of them have the same list, in any order."""
+    return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
+
+
 def forget_admission(log: RaftLog) -> None:
     """What the log knows of how it came to its group is of no use any more. Durable after the next sync."""
     for key in (_ADMITTED, _CONTACTS, _ESTRANGED, _REMOVED):
@@ -41,7 +48,8 @@ class Admission:
     ``waiting``: the group has not admitted this log. The node asks for it and takes no part until then: it neither
     votes nor takes entries, since it may have voted, and acknowledged, with the disk that is gone.
     ``told_leader`` is who leads, by what others say. ``removed`` says, once it is so for good, why this node does
-    not belong to the group any more.
+    not belong to the group any more. ``named`` are the addresses that it was told of while it ran, and ``search`` is
+    what that look-up is in want of.
 
     Belongs to the loop's thread, as the log does.
     """
@@ -52,6 +60,8 @@ class Admission:
         self.told_leader = ""
         self._told: str | None = None
         self.problem: str | None = None
+        self.named: frozenset[str] = frozenset()
+        self.search: str | None = None
         removed = log.get_meta(_REMOVED)
         self.removed = removed.decode() if removed else None
         self.admitted_at = int(log.get_meta(_ADMITTED) or b"0")
@@ -75,10 +85,11 @@ class Admission:
         """The question to be let in, if there is one to be asked."""
         if not self.waiting or self.removed is not None:
             return None
-        again = self.estranged
-        if again and not self._config.readmit:
+        if self.estranged and not self._config.readmit:
             self._tell('this node\'s disk is not the one that the group knows, and OPTIONS["readmit"] is off')
             return None
+        # One that seeks may be new to the group that it has found: then it is none that comes back.
+        again = self.estranged and not self._config.seeks
         return {"type": "join", "again": again, "learner": self._config.learner}
 
     @property
@@ -91,8 +102,8 @@ class Admission:
                 *self._config.peers,
                 *msgpack.unpackb(self._log.get_meta(_CONTACTS) or b"\x90"),
             }
-        if self.waiting and self.told_leader:
-            known.add(self.told_leader)
+        if self.waiting:
+            known |= self.named | ({self.told_leader} if self.told_leader else set())
         return frozenset(known - {self._config.address})
 
     def on_reply(self, message: dict[str, Any]) -> bool:
@@ -121,8 +132,9 @@ class Admission:
         newest = max(self._log.members.index, self.admitted_at, estranged)
         if self.removed is not None or index <= newest or (self.waiting and (other or not estranged)):
             return
-        if self.begins and other:
-            logger.warning("%s knows this node with another disk: it is to be admitted again", peer)
+        if self.begins and (other or self._config.seeks):
+            how = "with another disk" if other else "not yet, and its group is there already"
+            logger.warning("%s knows this node %s: it is to be admitted", peer, how)
             self._log.set_meta(_ESTRANGED, b"%d" % index)
             return
         if self.begins:
@@ -150,6 +162,12 @@ class Admission:
         if self._log.members.index or self.admitted_at or self.estranged or not self._config.peers:
             return None
         return Members.founders(self._config.peers)
+
+    def meet(self, named: frozenset[str], search: str | None) -> None:
+        """While it waits: these are said to be members, and ``search`` is what is amiss with that."""
+        if search is not None and search != self.search:
+            logger.warning("%s", search)
+        self.named, self.search = named, search
 
     def _tell(self, problem: str) -> None:
         self.problem = problem

@@ -24,7 +24,9 @@ class RaftConfig:
     ``durable`` False: the log is
     not fsynced (test databases). ``mode`` is the mode of the log's files. ``reluctant``: it leaves leading to others
     that can; see :class:`~.reluctance.Reluctance`. ``taken_over``: the state machine begins with a state that does
-    not come through the log. ``protocols``: the oldest version of the protocol that it speaks,
+    not come through the log. ``seeks``: its settings name nobody, and it is told whom to look for while it runs
+    (:meth:`~.driver.RaftDriver.meet`); a group that it founds has its first leader when all founders are there.
+    ``protocols``: the oldest version of the protocol that it speaks,
     which :meth:`~.driver.RaftDriver.speak` raises, and the newest.
     """
 
@@ -45,6 +47,7 @@ class RaftConfig:
     join: tuple[str, ...] = ()
     learner: bool = False
     readmit: bool = True
+    seeks: bool = False
     second_secret: str | None = field(default=None, repr=False)
 
     @property

@@ -289,6 +289,11 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self._outlet._onMessageReceived(self._node(peer), message)
         self._follow_members()
 
+    def found(self, members: Members) -> None:
+        """Begin a group with these, in a log that knows of none."""
+        self.log.found(members)
+        self._follow_members()
+
     def link_up(self, peer: str) -> None:
         """A session with a member began."""
         self._outlet._onNodeConnected(self._node(peer))

@@ -283,6 +283,11 @@ class RaftDriver:
         self._want_settle()
         return index
 
+    def meet(self, named: frozenset[str], *, found: bool, search: str | None) -> None:
+        """See :meth:`Membership.meet`."""
+        self._with_replica(lambda replica: replica.membership.meet(named, found=found, search=search))
+        self._want_settle()
+
     def transfer(self, to: str | None) -> None:
         """As the leader, have another voter take over, the most suitable one if none is named. Whether it does shows
         in the view."""
@@ -354,7 +359,7 @@ class RaftDriver:
         try:
             self._replica = self._make_replica(log, self._applied)
         except StateMismatch as mismatch:
-            if not config.others and log.members.voters <= {config.address}:
+            if not config.others and not config.seeks and log.members.voters <= {config.address}:
                 raise
             self.mismatch = str(mismatch)
             self._replica = self._make_replica(log, None)
@@ -395,10 +400,11 @@ class RaftDriver:
         replica, log = self._replica, self._log
         if replica is None or log is None or self._transport is None:
             return
-        seen = (replica.members, replica.admission.waiting, replica.admission.told_leader)
+        admission = replica.admission
+        seen = (replica.members, admission.waiting, admission.told_leader, admission.named)
         if seen != self._followed:
             self._followed = seen
-            self._transport.follow(self._identity(log, replica.admission.contacts, fresh=replica.admission.begins))
+            self._transport.follow(self._identity(log, admission.contacts, fresh=admission.begins))
         if replica.membership.sessions_stale:
             replica.membership.sessions_stale = False
             self._transport.renew()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pysyncobj.syncobj as library
 
 from .admission import Admission
+from .config import RaftConfig
 from .consensus import Consensus
 from .filter import Message
 from .outbox import Outbox
@@ -23,6 +24,7 @@ class Elections:
 
     def __init__(
         self,
+        config: RaftConfig,
         raft: Consensus,
         peers: Peers,
         outbox: Outbox,
@@ -30,15 +32,14 @@ class Elections:
         admission: Admission,
         prevote: PreVote,
         reluctance: Reluctance,
-        heartbeat: float,
     ) -> None:
+        self._config = config
         self._raft = raft
         self._peers = peers
         self._outbox = outbox
         self._admission = admission
         self._prevote = prevote
         self._reluctance = reluctance
-        self._heartbeat = heartbeat
         self._leader_heard = float("-inf")
         self._grace_given = False
 
@@ -56,6 +57,19 @@ class Elections:
         """Leader only: whether a quorum was heard of in the latest ``seconds``."""
         moment = library.monotonicTime() - seconds
         return self._raft.log.members.quorum(self._raft.heard_since(moment))
+
+    def missing_founders(self) -> frozenset[str]:
+        """Those without whom nobody may be the first leader of a group whose founders were looked up.
+
+        Other nodes may have been told other names. Who has a session in this group has written down that it is one
+        of *these* founders, for good; so of two sets of founders that have a node in common, one group comes to be at
+        most, as long as each needs all of its own. An entry of a leader shows that they were there.
+        """
+        config, log = self._config, self._raft.log
+        members = log.members
+        if not config.seeks or not members.founding or log.last_index > 1 or self._admission.admitted_at:
+            return frozenset()
+        return members.voters - self._peers.recognised - {config.address}
 
     def led(self) -> None:
         """The leader was heard of."""
@@ -81,7 +95,7 @@ class Elections:
 
         Once per silence: a machine that is always late must still hold elections and step down (audit R15).
         """
-        raft, grace = self._raft, self._heartbeat
+        raft, grace = self._raft, self._config.heartbeat
         if self._grace_given or raft.alone:
             return
         if raft.is_leader:
@@ -98,6 +112,7 @@ class Elections:
             return
         now = library.monotonicTime()
         may_stand = raft.may_stand and not self._admission.waiting and self._admission.removed is None
+        may_stand = may_stand and not self.missing_founders()
         if raft.alone and may_stand:
             raft.may_campaign, raft.election_deadline = True, float("-inf")
             return

@@ -293,6 +293,8 @@ class Handshake:
     def _check(self, hello: Hello) -> None:
         identity = self._identity
         if hello.cluster != identity.cluster and hello.fresh == identity.fresh:
+            if not hello.cluster or not identity.cluster:
+                raise HandshakeError("one of the two knows of no group yet, and the other's has not begun", tell=True)
             raise HandshakeError("it belongs to another group (its peers setting differs)", tell=True)
         known = hello.source in identity.others
         if not known and not identity.secret:

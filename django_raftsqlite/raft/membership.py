@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pysyncobj.syncobj as library
 
 from . import changes
-from .admission import CLUSTER, RENAMED, TAKEN_OVER, Admission
+from .admission import CLUSTER, RENAMED, TAKEN_OVER, Admission, cluster_id
 from .config import RaftConfig
 from .consensus import Consensus
 from .filter import Message
 from .handover import Handover
+from .installation import Installation
 from .log import RaftLog
 from .members import ID_BYTES, ChangeRefused, Members, Role, check_address
 from .outbox import Outbox
 from .peers import Peers
 from .roundtrips import RoundTrips
+
+logger = logging.getLogger("django_raftsqlite.raft")
 
 ASK_EVERY = 0.2
 """Seconds between two questions to be admitted."""
@@ -25,8 +29,8 @@ ASK_EVERY = 0.2
 class Membership:
     """Changes of the members, one at a time (Raft thesis chapter 4), and the messages about who is a member.
 
-    A configuration is in force as soon as it is written; ``changed()`` is called then. ``sessions_stale``: the group
-    has admitted this node, and all its sessions are to begin anew.
+    A configuration is in force as soon as it is written; ``changed()`` is called then. ``sessions_stale``: this
+    node belongs to a group now, and all its sessions are to begin anew.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Membership:
         *,
         admission: Admission,
         handover: Handover,
+        installation: Installation,
         round_trips: RoundTrips,
         changed: Callable[[], None],
     ) -> None:
@@ -49,6 +54,7 @@ class Membership:
         self._outbox = outbox
         self._admission = admission
         self._handover = handover
+        self._installation = installation
         self._round_trips = round_trips
         self._changed = changed
         self._catch_up = changes.CatchUp(config.election_timeout)
@@ -151,6 +157,33 @@ class Membership:
         if members.index <= self._raft.commit_index and self._address not in members:
             known.leave(f"{self._address} was removed from the group (log entry {members.index})")
             self._log.sync()
+
+    def meet(self, named: frozenset[str], *, found: bool, search: str | None) -> None:
+        """While this node waits to be admitted: whom it is to look for. ``search`` says what is amiss with that.
+
+        ``found``: where its log knows of no group, these and itself are to begin one. That is for good: it is not
+        undone by other names, told later.
+        """
+        admission, log = self._admission, self._log
+        if not admission.waiting or admission.removed is not None:
+            return
+        if found and self._installation.halted:
+            found = False
+            search = (
+                f"the database of {self._address} has content that its log {log.path} does not know, so "
+                "it founds no group. Restore that log, or move the database file away, too"
+            )
+        admission.meet(named - {self._address}, search)
+        if found and not admission.estranged and not log.members.index and not log.get_meta(CLUSTER):
+            admission.problem = None
+            founders = named | {self._address}
+            log.set_meta(CLUSTER, cluster_id(founders))
+            self._raft.found(Members.founders(founders))
+            log.sync()
+            logger.info("This node is a founder of the group of %s", ", ".join(sorted(founders)))
+            # Begun by a node of no group, they let nothing pass.
+            self.sessions_stale = True
+        self._changed()
 
     def disconnected(self, peer: str) -> None:
         """A session is over: in the next one, its peer is told again."""

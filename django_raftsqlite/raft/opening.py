@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER
+from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER, cluster_id
 from .config import RaftConfig
 from .log import RaftLog
 from .members import Members
-
-
-def cluster_id(peers: tuple[str, ...]) -> bytes:
-    """16 bytes that name the group that begins with these: all of them have the same list, in any order."""
-    return hashlib.sha256("\n".join(sorted(peers)).encode()).digest()[:16]
 
 
 def make_folder(folder: Path, mode: int) -> None:
@@ -46,7 +40,8 @@ def check_members(config: RaftConfig, log: RaftLog) -> None:
         )
     log.set_meta(ADDRESS, config.address.encode())
     log.sync()
-    if log.last_index <= 1 and stored.founding and stored.index and stored.voters != set(config.peers):
+    begins = log.last_index <= 1 and stored.founding and bool(stored.index)
+    if begins and not config.seeks and stored.voters != set(config.peers):
         before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
         raise ValueError(
             f"The log {config.log} was made for a new group of {before}, which it did not hear of since, and the "

@@ -7,7 +7,7 @@ from typing import Any
 
 import pysyncobj.syncobj as library
 
-from .admission import Admission
+from .admission import CLUSTER, Admission
 from .config import RaftConfig, RaftView
 from .consensus import Consensus
 from .elections import Elections
@@ -92,13 +92,13 @@ class Replica:
             go_on=self._look_around,
         )
         self._elections = Elections(
+            config,
             self._raft,
             self._peers,
             self._outbox,
             admission=self.admission,
             prevote=self._prevote,
             reluctance=self._reluctance,
-            heartbeat=config.heartbeat,
         )
         self._rounds = ReadRounds(self._reads, self._raft, self._peers, self._outbox, heartbeat=config.heartbeat)
         self._pings = Pings(
@@ -118,6 +118,7 @@ class Replica:
             self._outbox,
             admission=self.admission,
             handover=self.handover,
+            installation=self.installation,
             round_trips=self._round_trips,
             changed=self._review,
         )
@@ -126,6 +127,7 @@ class Replica:
             self._raft,
             self._peers,
             admission=self.admission,
+            elections=self._elections,
             prevote=self._prevote,
             round_trips=self._round_trips,
         )
@@ -157,6 +159,11 @@ class Replica:
     def members(self) -> Members:
         """The newest configuration, committed or not."""
         return self.log.members
+
+    @property
+    def cluster(self) -> bytes:
+        """The id of the group; empty where the log knows of none."""
+        return self.log.get_meta(CLUSTER) or b""
 
     def _quorum(self, peers: Set[str]) -> bool:
         """Whether these and this member are a majority of the voters."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from .admission import Admission
 from .config import RaftConfig, RaftView
 from .consensus import Consensus
+from .elections import Elections
 from .members import Members
 from .peers import Peers
 from .prevote import PreVote
 from .roundtrips import RoundTrips
 
-Place = tuple[str, int, str | None, frozenset[str], bool, Members]
-"""Role, term, leader, connected peers, established, members."""
+Place = tuple[str, int, str | None, frozenset[str], bool, Members, bool, str | None]
+"""Role, term, leader, connected peers, established, members, waiting to be admitted, problem."""
 
 
 class Standing:
@@ -24,6 +25,7 @@ class Standing:
         peers: Peers,
         *,
         admission: Admission,
+        elections: Elections,
         prevote: PreVote,
         round_trips: RoundTrips,
     ) -> None:
@@ -31,6 +33,7 @@ class Standing:
         self._raft = raft
         self._peers = peers
         self._admission = admission
+        self._elections = elections
         self._prevote = prevote
         self._round_trips = round_trips
 
@@ -57,14 +60,24 @@ class Standing:
             connected,
             fault is None and raft.established,
             log.members,
+            self._admission.waiting,
+            self._problem(),
         )
+
+    def _problem(self) -> str | None:
+        """What keeps this node from being a member, or its group from its first leader."""
+        if self._admission.waiting:
+            return self._admission.problem or self._admission.search
+        if missing := self._elections.missing_founders():
+            return f"the group begins when all its founders are there at once, and lacks {', '.join(sorted(missing))}"
+        return self._admission.problem
 
     @property
     def view(self) -> RaftView:
         """All of it."""
         raft = self._raft
         log = raft.log
-        role, term, leader, connected, established, members = self.place
+        role, term, leader, connected, established, members, waiting, problem = self.place
         others = [member.address for member in members if member.address != self._address]
         return RaftView(
             role=role,
@@ -79,8 +92,8 @@ class Standing:
             first_index=log.first_index,
             behind=frozenset(peer for peer in others if raft.behind(peer)),
             members=members,
-            waiting=self._admission.waiting,
-            problem=self._admission.problem,
+            waiting=waiting,
+            problem=problem,
             election_timeout=raft.least_timeout,
             round_trips={peer: trip for peer in others if (trip := self._round_trips.to(peer)) is not None},
         )

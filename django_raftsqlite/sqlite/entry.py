@@ -146,6 +146,9 @@ class ItemKind(enum.IntEnum):
 SINCE = {ItemKind.VERIFY: 2, ItemKind.LINEAGE: 2, ItemKind.RESTORE: 2, ItemKind.BEGIN_ARCHIVE: 2}
 """Since which version of the protocol an item may be in the log; those that are not named, since the first."""
 
+CLOCK_SINCE = 2
+"""Since which version of the protocol an entry may tell its leader's clock."""
+
 
 class Item(NamedTuple):
     """``payload`` by kind: an encoded transaction; an origin id (16 bytes) to open or close; msgpack
@@ -163,7 +166,8 @@ class Entry:
     """``time`` is the leader's log time in ms (never goes back).
 
     ``clock`` is its wall clock, in ms since the Unix epoch: nothing depends on it but which moment somebody means who
-    wants the state of a moment back. 0 in entries of versions that did not tell.
+    wants the state of a moment back. 0 where it is not told: before the group uses :data:`CLOCK_SINCE`, and in an
+    entry that no leader wrote.
     """
 
     time: int
@@ -213,7 +217,8 @@ def decode_transaction(data: bytes) -> Transaction:
 
 def encode_entry(entry: Entry) -> bytes:
     """Encode an entry for the log."""
-    return _pack((entry.time, entry.solo, [tuple(item) for item in entry.items], entry.clock))
+    told = (entry.clock,) if entry.clock else ()  # versions that do not know of it take it for damage
+    return _pack((entry.time, entry.solo, [tuple(item) for item in entry.items], *told))
 
 
 def decode_entry(data: bytes) -> Entry:

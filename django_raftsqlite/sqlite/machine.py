@@ -27,6 +27,7 @@ from .copying import (
     put_in_place,
 )
 from .entry import (
+    CLOCK_SINCE,
     SINCE,
     Base,
     Entry,
@@ -384,8 +385,7 @@ class StateMachine:
         runner = self._runner
         if entry.solo and len(entry.items) != 1:
             raise MalformedEntry("a solo entry holds one item")
-        for item in entry.items:
-            self._check_protocol(item)
+        self._check_protocol(entry)
         wanted = [_wanted(item) for item in entry.items]
         self.watch.check_files()
         draft = self._draft(index, term, entry)
@@ -475,9 +475,11 @@ class StateMachine:
         self.verifications = []
         return None
 
-    def _check_protocol(self, item: Item) -> None:
+    def _check_protocol(self, entry: Entry) -> None:
         """Stop before what a newer version of this program has put into the log."""
-        since = _unpack(item)[0] if item.kind is ItemKind.PROTOCOL else SINCE.get(item.kind, 1)
+        since = max((_since(item) for item in entry.items), default=1)
+        if entry.clock:
+            since = max(since, CLOCK_SINCE)
         if since > self._speaks:
             raise NodeFault(
                 f"the group uses protocol {since} from here on, and this node speaks {self._speaks} at most: upgrade "
@@ -607,6 +609,11 @@ def _apply_upkeep(draft: _Draft, item: Item) -> None:
         for origin in ledger.expire(state.version - versions, state.time - milliseconds):
             digest.update(origin)
     state.digest = digest.digest()
+
+
+def _since(item: Item) -> int:
+    """The version of the protocol that an item needs."""
+    return _unpack(item)[0] if item.kind is ItemKind.PROTOCOL else SINCE.get(item.kind, 1)
 
 
 def _unpack(item: Item) -> list[int]:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from django_raftsqlite.raft import thread as thread_module
+from django_raftsqlite.raft.admission import cluster_id
 from django_raftsqlite.raft.config import RaftConfig
 from django_raftsqlite.raft.driver import RaftDriver
 from django_raftsqlite.raft.log import LogFault, RaftLog
-from django_raftsqlite.raft.opening import cluster_id
 from django_raftsqlite.raft.replica import Replica
 from tests.support.drivers import Group, Member, free_addresses, other_settings, wait_until
 from tests.support.endpoints import lines, listen_to_the_log

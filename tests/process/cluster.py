@@ -43,15 +43,16 @@ class RemoteError(Exception):
         self.reason = reason
 
 
-def wait_until(what: str, probe: Callable[[], T | None], timeout: float = 30.0) -> T:
-    """The first truthy value of ``probe()``; AssertionError with the last one when the time is up."""
+def wait_until(what: str, probe: Callable[[], T | None], timeout: float = 30.0, *, every: float = 0.02) -> T:
+    """The first truthy value of ``probe()``; AssertionError with the last one when the time is up. ``every``: seconds
+    between two looks."""
     deadline = time.monotonic() + timeout
     while True:
         value = probe()
         if value:
             return value
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}; the last look gave {value!r}"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def free_ports(count: int) -> list[int]:

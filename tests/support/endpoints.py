@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from django_raftsqlite.raft.admission import cluster_id
 from django_raftsqlite.raft.config import RaftConfig
 from django_raftsqlite.raft.frames import FrameEncoder
 from django_raftsqlite.raft.handshake import Handshake, Identity, split_address
-from django_raftsqlite.raft.opening import cluster_id
 from django_raftsqlite.raft.transport import Transport
 
 SECRET = "a secret of the tests"

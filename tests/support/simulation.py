@@ -344,9 +344,14 @@ class Simulation:
     def _connect(self, pair: frozenset[str]) -> None:
         if pair in self._cut or pair in self._sessions or not all(self.members[a].running for a in pair):
             return
+        one, other = (self[each] for each in sorted(pair))
+        if one.cluster != other.cluster and one.admission.begins == other.admission.begins:
+            # The handshake fails, and is tried again.
+            self._at(self.random.uniform(0.1, 0.2), lambda: self._connect(pair))
+            return
         self._session_count += 1
         self._sessions[pair] = self._session_count
-        same = not any(self[each].admission.waiting for each in pair)
+        same = one.cluster == other.cluster and not one.admission.waiting and not other.admission.waiting
         for a, b in ((a, b) for a in sorted(pair) for b in pair if a != b):
             member_id = self.members[b].log.member_id
             self.act(a, lambda replica, b=b, id_=member_id: replica.connected(b, id_, same_group=same))

@@ -105,8 +105,11 @@ def test_every_process_is_given_settings_without_a_fault(tmp_path: Path, monkeyp
         for path in map(Path, paths[1:]):
             path.touch()
         node = configure("default", {"ENGINE": "django_raftsqlite", **settings}).node
-        assert len(node.peers) == 3, where
-        assert node.address in node.peers, where
+        if node.discovery is None:
+            assert len(node.peers) == 3, where
+            assert node.address in node.peers, where
+        else:
+            assert (node.discovery.expect, node.address[:4]) == (3, "raft"), where
         assert node.tls is not None, where
         seen.append((where, node.address))
     assert len(seen) == 7 + 4 + 3 + 1
@@ -159,6 +162,13 @@ def test_members_are_found_before_they_are_ready_and_started_together() -> None:
     (headless,) = [each for each in kinds if each["kind"] == "Service" and each["spec"].get("clusterIP") == "None"]
     (stateful,) = [each for each in kinds if each["kind"] == "StatefulSet"]
     assert headless["spec"]["publishNotReadyAddresses"] is True
+    service, (port,) = headless["metadata"]["name"], headless["spec"]["ports"]
+    for container in containers("raft-1"):
+        (text,) = [each["value"] for each in container["env"] if each["name"] == "RAFTSQLITE_DEFAULT"]
+        options = json.loads(text)["OPTIONS"]
+        assert options["peers"] == f"dns+srv://_{port['name']}._tcp.{service}.shop.svc.cluster.local?expect=3"
+        assert options["node"] == f"raft-1.{service}.shop.svc.cluster.local:{port['port']}"
+    assert stateful["spec"]["replicas"] == 3
     assert stateful["spec"]["serviceName"] == headless["metadata"]["name"]
     assert stateful["spec"]["podManagementPolicy"] == "Parallel"
 

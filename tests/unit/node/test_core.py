@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 
+import msgpack
+
 from django_raftsqlite.node.core import Core, Opening, Refused
 from django_raftsqlite.node.leader import RECLAIM
 from django_raftsqlite.node.messages import Message
@@ -18,6 +20,10 @@ from django_raftsqlite.sqlite.entry import ItemKind, decode_entry
 from django_raftsqlite.sqlite.parts import Encoded, decode_part
 
 MEMBERS = ("n1", "n2", "n3")
+
+
+WALL = 1_700_000_000_000
+"""What the clock on the leader's wall shows, in milliseconds."""
 
 
 class Port:
@@ -43,6 +49,12 @@ class Port:
         self.group.wire.append((self.address, peer, message))
         return True
 
+    def entries(self, first: int, last: int, size: int) -> list[tuple[int, int, bytes]]:
+        log = self.group.log
+        return [
+            (at, self.group.log_term or self.group.term, log[at - 1]) for at in range(first, min(last, len(log)) + 1)
+        ]
+
     def read_index(self, done: Callable[[int | None], None]) -> None:
         self.reads.append(done)
 
@@ -55,6 +67,8 @@ class Group:
         self.term = 0
         self.now = 100.0
         self.log: list[bytes] = []
+        self.log_term: int | None = None  # of all that is in the log, if not the present one
+        self.protocol = 2
         self.wire: deque[tuple[str, str, Message]] = deque()
         self.cut: set[frozenset[str]] = set()
         self.applied = dict.fromkeys(MEMBERS, 0)
@@ -74,6 +88,8 @@ class Group:
                 log_time=lambda: int(self.now * 1000),
                 progress=dict,
                 applied=partial(self.applied.__getitem__, a),
+                wall=lambda: WALL,
+                protocol=lambda: self.protocol,
             )
             for a in MEMBERS
         }
@@ -175,6 +191,19 @@ def test_a_followers_request_enters_the_log_through_the_leader() -> None:
     group.submit("n2", group.request("n2", b"from n2"))
     group.deliver()
     assert group.payloads() == [[b"from n2"]]
+
+
+def test_an_entry_tells_its_leaders_clock_only_once_the_group_uses_the_protocol_for_it() -> None:
+    """A member of the version before takes an entry for damaged that has more than three parts."""
+    group = Group()
+    group.elect("n1")
+    for protocol, parts, told in ((1, 3, 0), (2, 4, WALL)):
+        group.protocol = protocol
+        group.submit("n1", group.request("n1", b"x"))
+        group.commit_all()
+        assert len(msgpack.unpackb(group.log[-1])) == parts
+        assert decode_entry(group.log[-1]).clock == told
+    assert len(group.log) == 2
 
 
 def test_while_one_batch_is_in_flight_the_next_one_collects() -> None:
@@ -294,6 +323,18 @@ def test_a_node_is_told_that_others_wait_and_gives_the_lease_back_when_its_trans
     group.turns["n2"].finish(turn)
     group.deliver()
     assert group.payloads() == [[b"waits"]]
+
+
+def test_with_the_lease_comes_the_entry_from_which_on_it_is_good_if_it_is_the_leaders_and_not_applied() -> None:
+    for applied, log_term, comes in ((0, None, True), (1, None, False), (0, 7, False)):
+        group = Group()
+        group.elect("n1")
+        group.submit("n1", group.request("n1", b"a"))
+        group.applied["n2"], group.log_term = applied, log_term
+        turn = group.take("n2", "first")
+        group.deliver()
+        assert turn.wait(0) == 1
+        assert (turn.ahead is not None and turn.ahead.index == 1) == comes
 
 
 def test_a_lease_that_is_held_for_nothing_is_given_back_at_once() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from django_raftsqlite.node.api import LeaseLost, Moved
-from django_raftsqlite.node.lane import ScratchLane
+from django_raftsqlite.node.lane import MOST_BELOW, ScratchLane
 from django_raftsqlite.node.requests import Request
 from django_raftsqlite.node.turns import Turn
 from django_raftsqlite.sqlite.entry import (
@@ -146,10 +146,10 @@ def test_nothing_lies_on_a_change_of_the_schema_or_a_large_transaction(lane: Lan
     assert lane.begin()[1] == lane.replica.machine.base
 
 
-def test_at_most_sixteen_lie_below(lane: Lane) -> None:
-    requests = [lane.commit_next("UPDATE t SET x = x + 1") for _ in range(16)]
+def test_only_so_many_lie_below(lane: Lane) -> None:
+    requests = [lane.commit_next("UPDATE t SET x = x + 1") for _ in range(MOST_BELOW)]
     with pytest.raises(LeaseLost, match="still being committed"):
         lane.begin()
     lane.applied(requests[0])
     turn, _ = lane.begin()
-    assert lane.run(turn, "SELECT x FROM t").rows == [(17,)]
+    assert lane.run(turn, "SELECT x FROM t").rows == [(MOST_BELOW + 1,)]

@@ -13,7 +13,17 @@ import apsw
 import pytest
 
 from django_raftsqlite.sqlite.connections import open_writer
-from django_raftsqlite.sqlite.entry import Base, Item, ItemKind, RequestId, Result, Status, result_digest
+from django_raftsqlite.sqlite.entry import (
+    Base,
+    Entry,
+    Item,
+    ItemKind,
+    RequestId,
+    Result,
+    Status,
+    encode_entry,
+    result_digest,
+)
 from django_raftsqlite.sqlite.errors import ForeignWrite, MalformedEntry, NodeFault
 from django_raftsqlite.sqlite.machine import StateMachine
 from django_raftsqlite.sqlite.scratch import Scratch
@@ -867,6 +877,17 @@ class TestProtocol:
             older.restart()
             older.apply(unknown)
             assert older.machine.applied_index == index + 1
+
+    def test_an_older_version_stops_before_an_entry_that_tells_its_leaders_clock(self, make_replica: Make) -> None:
+        """The versions before did not know of it, and so must not be sent it; without it, they read the entry."""
+        older = make_replica(TABLE, speaks=1)
+        index = older.machine.applied_index
+        item = older.next("INSERT INTO t(a) VALUES (1)")
+        with pytest.raises(NodeFault, match="uses protocol 2 from here on, and this node speaks 1 at most: upgr"):
+            older.machine.apply(index + 1, 1, encode_entry(Entry(CLOCK, (item,), clock=CLOCK)))
+        assert older.machine.applied_index == index
+        older.machine.apply(index + 1, 1, encode_entry(Entry(CLOCK, (item,))))
+        assert older.rows("SELECT a FROM t") == [(1,)]
 
     @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x90", b"\x91\xa1x", b"\x01"])
     def test_an_entry_that_does_not_say_which_is_malformed(self, make_replica: Make, payload: bytes) -> None:
