@@ -54,6 +54,12 @@ def _verify(alias: str, _member: str) -> str:
     return "The members are comparing their content; this page shows what they find."
 
 
+def _snapshot(alias: str, _member: str) -> str:
+    node = node_of(alias)
+    with connections[alias].wrap_database_errors:
+        return node.backend().snapshot(timeout=node.config.timeout)
+
+
 def _change(verb: str) -> Callable[[str, str], str]:
     def change(alias: str, member: str) -> str:
         node = node_of(alias)
@@ -112,6 +118,15 @@ ACTIONS: tuple[Action, ...] = (
         "All members compare their whole content, row by row, at one point of the log, while they go on. It reads "
         "all of the database on each of them, with low priority.",
         _verify,
+    ),
+    Action(
+        "snapshot",
+        "Snapshot",
+        "The node that serves this page brings its database file to the disk, and cuts its Raft log: the file is "
+        "the snapshot that stands for what is cut, so nothing is copied, and this is no backup. It happens by itself "
+        "when the log has grown. A member that is away meanwhile may need a copy of the whole database when it is "
+        "back.",
+        _snapshot,
     ),
     Action(
         "backup",

@@ -341,6 +341,14 @@ class Backend(Protocol):
         LeaseTimeout.
         """
 
+    def snapshot(self, *, timeout: float) -> str:
+        """Have this node's file on its disk, and its log cut to what follows; what was done, in words.
+
+        The file is the snapshot that stands for what is cut (Raft paper section 7): nothing is copied. What members
+        in reach, or the archive, have yet to get is kept. Raises Unavailable; where the disk was only too slow, it
+        is done all the same when it can be.
+        """
+
     def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
         """Have the leader "add" or "remove" a member, or "transfer" the leadership (to the most suitable one, if
         ``address`` is empty); what was done, in words. ``learner``: it is to stay one.

@@ -98,6 +98,11 @@ class AttachedNode:
         verification: str = self._call(["verify", timeout], timeout)
         return verification
 
+    def snapshot(self, *, timeout: float) -> str:
+        """See Backend."""
+        done: str = self._call(["snapshot", timeout], timeout)
+        return done
+
     def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
         """See Backend."""
         done: str = self._call(["members", verb, address, learner, timeout], timeout)

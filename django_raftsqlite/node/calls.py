@@ -19,6 +19,7 @@ from .applier import Applier
 from .applying import Outcomes
 from .busy import Busy
 from .catchup import Behind, take_turn
+from .compaction import Cut, CutWish
 from .core import Core, Opening, Refused
 from .figures import Figures, end_of
 from .groupcommit import GroupCommit
@@ -34,6 +35,7 @@ from .suspicion import unavailable as suspect_node
 from .trust import Trust
 from .turns import Lost, Turn, Turns
 from .verdicts import locked, of_refusal, unavailable, unknown
+from .worker import Stopped
 
 APPLY_GRACE = 0.05  # how long a version that was seen elsewhere is waited for before the leader is asked
 ANSWER_GRACE = 0.5  # the leader refuses at the deadline; its word needs a moment to get here
@@ -48,7 +50,8 @@ class Calls:
     waits with a deadline for what the loop or the apply thread has to say to it.
 
     On callers' threads, many at the same time, except for :meth:`settle` (apply thread) and :meth:`verify`.
-    ``view`` gives the member's place in the group, with the role "failed" when the node has failed.
+    ``cut`` has the log cut (loop thread). ``view`` gives the member's place in the group, with the role "failed"
+    when the node has failed.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Calls:
         figures: Figures,
         protocol: Protocol,
         membership: Membership,
+        cut: Callable[[CutWish], None],
         view: Callable[[], RaftView],
     ) -> None:
         self._config = config
@@ -85,6 +89,7 @@ class Calls:
         self._figures = figures
         self._protocol = protocol
         self._membership = membership
+        self._cut = cut
         self._view = view
         self._opening: set[bytes] = set()
         self._mutex = threading.Lock()
@@ -151,7 +156,7 @@ class Calls:
                 raise self._refused(settlement)
         if settlement is None and attempt.sent == 0:
             raise self._unavailable("the write was not sent")
-        raise unknown(settlement or "no answer in time", self._busy.anywhere())
+        raise unknown(settlement or "no answer in time", self._busy.anywhere(), self._core.lacking())
 
     def begin(
         self, pid: int, pragmas: Mapping[str, int], *, reason: str, timeout: float, nowait: bool = False
@@ -268,6 +273,27 @@ class Calls:
             raise self._unavailable("the verification was not ordered")
         return verification.hex()
 
+    def snapshot(self, *, timeout: float) -> str:
+        """See Backend."""
+        if self._view().role == "failed":
+            raise self._unavailable("no snapshot was taken")
+        if self._trust.suspect is not None:
+            raise suspect_node(self._trust.suspect)
+        answer: Latch[Cut | Exception] = Latch()
+        self._driver.call(self._cut, answer.set)
+        found = answer.wait(self._patience.until(self._patience.now() + timeout))
+        if isinstance(found, Stopped):
+            raise HostLost(f"process {os.getpid()} no longer hosts this node")
+        if isinstance(found, Exception):
+            raise Unavailable(f"no snapshot was taken: {found}", "failed")
+        if found is None:
+            raise Unavailable(
+                f"the database was not on the disk within {timeout:g} s (the disk is slow, or this node makes or "
+                "takes a copy of the database at the moment); the log is cut as soon as it is",
+                "too slow",
+            )
+        return f"{self._config.address}: {found}"
+
     def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
         """See Backend."""
         wish = Wish(verb, address, learner=learner)
@@ -325,4 +351,4 @@ class Calls:
         return of_refusal(refused, self._view(), self._config.address, self._busy.anywhere())
 
     def _unavailable(self, what: str) -> Unavailable:
-        return unavailable(what, self._view(), self._config.address, self._busy.anywhere())
+        return unavailable(what, self._view(), self._config.address, self._busy.anywhere(), self._core.lacking())

@@ -42,6 +42,26 @@ class Hold:
     worth: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What came of a wish: the file is on the disk up to the log index ``synced``, and the log is to begin at
+    ``first_index``, which is before that where others will ask for what lies between."""
+
+    synced: int
+    first_index: int
+
+    def __str__(self) -> str:
+        kept = "" if self.first_index == self.synced else "; what follows is kept for others that have yet to get it"
+        return (
+            f"the database is on the disk up to log index {self.synced}, and stands for the entries of the log up to "
+            f"{self.first_index}{kept}"
+        )
+
+
+CutWish = Callable[[Cut | Exception], object]
+"""Somebody's for the log to be cut now; it is called with what came of it."""
+
+
 class Compaction:
     """Keeps the log at about ``entries`` entries and ``size`` bytes, which are there for members that lag a little.
 
@@ -77,12 +97,25 @@ class Compaction:
         self._clock = clock
         self._next = self._cut = clock()
         self._busy = False
+        self._wishes: list[CutWish] = []
         self.synced: int | None = None
+
+    def cut(self, wish: CutWish) -> None:
+        """Cut all of the log that nobody in reach will ask for, whatever its size, at the next :meth:`tick` that
+        finds nothing under way; ``wish`` is told, unless the node fails first."""
+        self._wishes.append(wish)
 
     def tick(self, view: RaftView) -> None:
         """Look whether it is time to cut; to be called often."""
         now = self._clock()
-        if self._busy or now < self._next or view.role == "failed":
+        if self._busy or view.role == "failed":
+            return
+        if self._wishes:
+            wishes, self._wishes = self._wishes, []
+            self._busy = True
+            self._run(self._on_disk, lambda result: self._grant(wishes, view.first_index, result))
+            return
+        if now < self._next:
             return
         self._next = now + LOOK_EVERY
         slack = SLACK if now - self._cut < CUT_EVERY else 1.0
@@ -103,6 +136,19 @@ class Compaction:
             return
         self._busy = True
         self._run(self._on_disk, lambda result: self._synced(index, result))
+
+    def _grant(self, wishes: list[CutWish], first_index: int, result: int | Exception) -> None:
+        told: Cut | Exception
+        if isinstance(result, Exception):
+            told = result
+            self._synced(0, result)
+        else:
+            # Who lags is looked for when the file is on the disk: that may have taken long.
+            held = [hold.index for hold in self._held() if hold.index >= first_index]
+            told = Cut(result, max(first_index, min([result, *held])))
+            self._synced(told.first_index, result)
+        for wish in wishes:
+            wish(told)
 
     def _synced(self, index: int, result: int | Exception) -> None:
         self._busy = False

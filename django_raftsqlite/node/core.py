@@ -7,7 +7,7 @@ layer, so that a simulation can drive it. Everything here runs on the node's loo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -148,6 +148,7 @@ class Core:
         self._flying_barriers: list[Callable[[int | None], None]] = []
         self._barrier_sent = 0.0
         self._barrier_number = 0
+        self._lacking: Collection[str] = ()
         self._gossiped = 0.0
         self._resent = 0.0
         self._session = 0  # grows whenever the leader or the session to it is a new one
@@ -361,6 +362,7 @@ class Core:
         if now - self._gossiped >= GOSSIP_INTERVAL:
             self._gossiped = now
             progress = {"type": "node.progress", **self._progress()}
+            self._lacking = progress.get("lacking") or ()
             for peer in self._view.connected:
                 self._raft.send(peer, {**progress, **self.clocks.stamp(peer)})
 
@@ -390,6 +392,11 @@ class Core:
         """What the leader said of itself lately, if it is another node; None when it did not."""
         told = self.peers.get(self._view.leader or "")
         return told.get(key) if told is not None and self._clock() - told["heard"] < 3 * GOSSIP_INTERVAL else None
+
+    def lacking(self) -> Collection[str]:
+        """Without whose copy of the database nothing can be committed, as of the leader's latest word. Any thread."""
+        told = self._lacking if self._view.leader == self._address else self.told_by_leader("lacking")
+        return [str(member) for member in told or ()]
 
     # To the leader ----------------------------------------------------------------------------------------
 
@@ -566,6 +573,7 @@ _TOLD: dict[str, tuple[type, ...]] = {
     "speaks": (int,),
     "log_bytes": (int,),
     "state": (list, tuple),
+    "lacking": (list, tuple),
     "verified": (dict,),
     "receiving": (dict,),
     "space": (dict,),

@@ -194,6 +194,7 @@ class HostedNode:
             figures=self._measures.figures,
             protocol=self._protocol,
             membership=self._membership,
+            cut=lambda wish: self._upkeep.cut(wish),  # noqa: PLW0108
             view=lambda: self._view,
         )
         self._seeker = None if config.discovery is None else Seeker(config.address, config.discovery, self._driver)
@@ -335,6 +336,10 @@ class HostedNode:
     def verify(self, *, timeout: float) -> str:
         """See Backend."""
         return self._calls.verify(timeout=timeout)
+
+    def snapshot(self, *, timeout: float) -> str:
+        """See Backend."""
+        return self._calls.snapshot(timeout=timeout)
 
     def change_members(self, verb: str, address: str, *, learner: bool, timeout: float) -> str:
         """See Backend."""

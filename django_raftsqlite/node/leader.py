@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgpack
 
@@ -19,6 +19,15 @@ SENDING = 1.0  # seconds within which the next part of a large transaction comes
 
 RECLAIM = 0.5
 """Seconds that a new leader gives the members to tell it what they have under way."""
+
+
+def waits_for_copies(members: Collection[str]) -> str:
+    """What is told to who writes while nothing can be committed; see RaftView.awaits_copies."""
+    names = " and ".join(sorted(members))
+    return (
+        f"nothing can be committed before {names} {'has' if len(members) == 1 else 'have'} a copy of the database, "
+        "which is being sent (raft status tells how far it is)"
+    )
 
 
 class Leader:
@@ -95,9 +104,16 @@ class Leader:
     def tick(self) -> None:
         """Deadlines."""
         if self.view.role == "leader":
-            for refusal in self.sequencer.expire(self._clock(), self._patience()):
+            for refusal in self.sequencer.expire(self._clock(), self._patience(), self._blocked):
                 self._refuse(refusal)
             self.pump()
+
+    def _blocked(self) -> str | None:
+        """Why nobody's writes enter the log."""
+        lacking = self._raft.view.awaits_copies  # who lacks what changes without a new view being told
+        if lacking:
+            return waits_for_copies(lacking)
+        return None if self.view.established else "the leader has yet to commit the first entry of its term"
 
     def stop(self) -> None:
         """This node stopped itself."""

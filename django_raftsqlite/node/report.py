@@ -181,6 +181,7 @@ class Report:
             "speaks": self._config.protocols[1],
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
+            "lacking": sorted(self._driver.view.awaits_copies),
             "archive": None if self._archiver is None else self._archiver.told(),
             "applying": _plain(self._busy.here()),
             "log_bytes": self._driver.log_bytes,

@@ -223,11 +223,13 @@ class Sequencer:
                     return batch, True
         return batch, False
 
-    def expire(self, now: float, patience: float | None = None) -> Iterator[Refusal]:
+    def expire(
+        self, now: float, patience: float | None = None, blocked: Callable[[], str | None] = lambda: None
+    ) -> Iterator[Refusal]:
         """Refuse writes that waited too long, and take the lease from a node that does not answer while others wait.
 
-        ``patience`` is the time by which deadlines are counted, where it is another. That node's refusal has the
-        reason "revoked".
+        ``patience`` is the time by which deadlines are counted, where it is another; ``blocked()`` says why nobody's
+        writes enter the log, whoever holds the lease. That node's refusal has the reason "revoked".
         """
         patience = now if patience is None else patience
         if any(isinstance(waiting, Write) and waiting.deadline <= patience for waiting in self._queue):
@@ -237,7 +239,7 @@ class Sequencer:
                     kept.append(waiting)
                 else:
                     self._known.discard(waiting.request)
-                    yield self._locked(waiting)
+                    yield self._locked(waiting, blocked())
             self._queue = kept
         holder = self.holder
         if holder is None or self._lease_timeout is None or not self._queue:
@@ -281,8 +283,9 @@ class Sequencer:
         who = "others wait for it" if self.holder is None else f"the write lease is held by {self.holder.who}"
         return Refusal(lease.source, lease.id, "locked", f"database is locked (NOWAIT): {who}")
 
-    def _locked(self, write: Write) -> Refusal:
-        if self.holder is None:
-            return Refusal(write.source, write.request, "slow", "the leader had no room for it in the log in time")
+    def _locked(self, write: Write, blocked: str | None) -> Refusal:
+        if self.holder is None or blocked is not None:
+            text = blocked or "the leader has yet to commit and apply what came before it"
+            return Refusal(write.source, write.request, "slow", text)
         text = f"database is locked: the write lease is held by {self.holder.who}"
         return Refusal(write.source, write.request, "locked", text)

@@ -29,7 +29,7 @@ HELLO_TIMEOUT = 2.0
 LONGEST_WAIT = 30 * 86400.0
 """Seconds. The thread of a request that waits for longer would outlive its process for ever."""
 _TIMED = dict.fromkeys(
-    ("open_origin", "execute", "commit", "barrier", "staleness", "reach", "members", "verify"), -1
+    ("open_origin", "execute", "commit", "barrier", "staleness", "reach", "members", "verify", "snapshot"), -1
 ) | {"begin": 2}
 """Where a request has its timeout."""
 
@@ -140,6 +140,7 @@ class _Connection:
                 verb, address, learner=learner, timeout=timeout
             ),
             "verify": lambda timeout: host.verify(timeout=timeout),
+            "snapshot": lambda timeout: host.snapshot(timeout=timeout),
         }
 
     def serve(self) -> None:

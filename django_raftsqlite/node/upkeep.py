@@ -16,7 +16,7 @@ from ..sqlite.errors import NodeFault
 from .api import NodeConfig
 from .applier import Applier
 from .archive import Archiver
-from .compaction import Compaction, Hold
+from .compaction import Compaction, CutWish, Hold
 from .messages import Message
 from .snapshot_source import SnapshotSource
 from .snapshot_target import SnapshotTarget
@@ -146,6 +146,10 @@ class Upkeep:
                 self._target.on_gone(peer, message)
             case kind:
                 raise ValueError(f"no such message: {kind!r:.40}")
+
+    def cut(self, wish: CutWish) -> None:
+        """See :meth:`Compaction.cut`."""
+        self._compaction.cut(wish)
 
     @property
     def receiving(self) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..exceptions import (
     CommitOutcomeUnknown,
     Error,
@@ -15,6 +17,7 @@ from ..sqlite.entry import Outcome, Status
 from ..sqlite.errors import StatementError
 from .api import LeaseLost
 from .core import Refused
+from .leader import waits_for_copies
 from .suspicion import unavailable as suspect
 from .turns import Lost
 
@@ -69,10 +72,13 @@ def locked(holder: str, busy: object = None) -> LeaseTimeout:
     return LeaseTimeout(f"database is locked: the write lease is held by {holder}{_busy_with(busy)}")
 
 
-def unavailable(what: str, view: RaftView, address: str, busy: object = None) -> Unavailable:
+def unavailable(
+    what: str, view: RaftView, address: str, busy: object = None, lacking: Collection[str] = ()
+) -> Unavailable:
     """``what`` did not happen in time; why, as far as this node, ``address``, can see.
 
-    ``busy`` is the long statement that keeps this node or the leader, if there is one.
+    ``busy`` is the long statement that keeps this node or the leader, if there is one; ``lacking`` are the members
+    without whose copy of the database nothing can be committed.
     """
     if view.role == "failed":
         return Unavailable(f"{what}: this node stopped itself: {view.reason}", "failed")
@@ -87,11 +93,14 @@ def unavailable(what: str, view: RaftView, address: str, busy: object = None) ->
         return Unavailable(f"{what}: no quorum ({len(reachable)} of {len(voters)} voters are in reach)", "no quorum")
     if view.leader is None:
         return Unavailable(f"{what}: no leader is known at the moment", "no leader")
-    return Unavailable(f"{what}: too slow (the leader is {view.leader}){_busy_with(busy)}", "too slow")
+    why = waits_for_copies(lacking) if lacking else f"too slow (the leader is {view.leader}){_busy_with(busy)}"
+    return Unavailable(f"{what}: {why}", "too slow")
 
 
-def unknown(why: object, busy: object = None) -> CommitOutcomeUnknown:
-    """The request went out, and nothing came back."""
+def unknown(why: object, busy: object = None, lacking: Collection[str] = ()) -> CommitOutcomeUnknown:
+    """The request went out, and nothing came back; ``busy`` and ``lacking`` as for :func:`unavailable`."""
+    if lacking:
+        why = f"{why}; {waits_for_copies(lacking)}"
     return CommitOutcomeUnknown(
         f"the outcome of this write is unknown ({why}{_busy_with(busy)}): it may or may not have been committed"
     )

@@ -95,3 +95,15 @@ class RaftView:
     problem: str | None = None
     election_timeout: float = 0.0
     round_trips: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def awaits_copies(self) -> frozenset[str]:
+        """As the leader: voters in reach without which there is no majority, and which lack what was cut from the
+        log. Nothing is committed before they have a copy of the state. Empty where that is not so."""
+        if self.role != "leader":
+            return frozenset()
+        voters = self.members.voters
+        reachable = voters & {*self.connected, *([] if self.leader is None else [self.leader])}
+        lacking = reachable & self.behind
+        needed = self.members.quorum(reachable) and not self.members.quorum(reachable - lacking)
+        return lacking if needed else frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def fill(simulation: Simulation, count: int, payload: bytes = b"x") -> None:
         assert simulation.propose(b"%s %d" % (payload, number)) is not None
 
 
-def settled(simulation: Simulation, voters: str) -> None:
+def settled(simulation: Simulation, voters: Iterable[str]) -> None:
     simulation.run_until(lambda: simulation.voters() == set(voters))
 
 
@@ -30,10 +31,10 @@ def test_a_newcomer_is_a_learner_first_and_votes_when_it_has_caught_up(tmp_path:
         leader = simulation.elect()
         fill(simulation, 50)
         roles = []
-        simulation.join("d")
+        simulation.join("d:1")
 
         def promoted() -> bool:
-            member = simulation[leader].members.get("d")
+            member = simulation[leader].members.get("d:1")
             role = None if member is None else member.role
             if role not in roles:
                 roles.append(role)
@@ -41,27 +42,27 @@ def test_a_newcomer_is_a_learner_first_and_votes_when_it_has_caught_up(tmp_path:
 
         simulation.run_until(promoted)
         assert roles == [None, Role.NEWCOMER, Role.VOTER]
-        settled(simulation, "abcd")
+        settled(simulation, [*"abc", "d:1"])
         fill(simulation, 5)
         simulation.run(1)
-        assert simulation.members["d"].state == simulation.members[leader].state
-        assert simulation[leader].members.get("d").id == simulation.members["d"].log.member_id  # type: ignore[union-attr]
+        assert simulation.members["d:1"].state == simulation.members[leader].state
+        assert simulation[leader].members.get("d:1").id == simulation.members["d:1"].log.member_id  # type: ignore[union-attr]
 
 
 def test_a_group_of_one_grows_to_five_and_shrinks_to_three_and_loses_nothing(tmp_path: Path) -> None:
     with Simulation("a", tmp_path, seed=2) as simulation:
         simulation.elect()
         fill(simulation, 10)
-        for address in "bcde":
+        for address in ("b:1", "c:1", "d:1", "e:1"):
             simulation.join(address)
-            settled(simulation, "".join(simulation.addresses))
+            settled(simulation, simulation.addresses)
             fill(simulation, 10)
-        for address in "ab":
+        for address in ("a", "b:1"):
             simulation.change(lambda members, address=address: members.remove(address))
             simulation.run_until(lambda address=address: simulation[address].admission.removed)
             simulation.crash(address)
             fill(simulation, 10)
-        settled(simulation, "cde")
+        settled(simulation, ["c:1", "d:1", "e:1"])
         simulation.crash(simulation.elect())
         fill(simulation, 10)
         simulation.run(1)
@@ -159,11 +160,11 @@ def test_m1_a_second_change_is_refused_until_the_first_is_committed(tmp_path: Pa
     with Simulation("abc", tmp_path, seed=5) as simulation:
         leader = simulation.elect()
         simulation.run(0.5)
-        simulation[leader].membership.change(lambda members: members.add("d", learner=True))
+        simulation[leader].membership.change(lambda members: members.add("d:1", learner=True))
         with pytest.raises(ChangeRefused, match="under way"):
-            simulation[leader].membership.change(lambda members: members.add("e", learner=True))
+            simulation[leader].membership.change(lambda members: members.add("e:1", learner=True))
         simulation.run(0.5)
-        simulation[leader].membership.change(lambda members: members.add("e", learner=True))
+        simulation[leader].membership.change(lambda members: members.add("e:1", learner=True))
 
 
 def test_m3_no_change_before_an_entry_of_the_leaders_own_term_is_committed(tmp_path: Path) -> None:
@@ -204,21 +205,21 @@ def test_the_last_voter_is_not_removed(tmp_path: Path) -> None:
 def test_m2_the_members_are_those_of_the_log_also_after_a_restart_and_with_other_settings(tmp_path: Path) -> None:
     with Simulation("abc", tmp_path, seed=8) as simulation:
         simulation.elect()
-        simulation.join("d")
-        settled(simulation, "abcd")
+        simulation.join("d:1")
+        settled(simulation, [*"abc", "d:1"])
         simulation.run(1)
-        for address in "abcd":
+        for address in simulation.addresses:
             simulation.crash(address)
             simulation.restart(address)
-            assert simulation[address].members.voters == set("abcd")
+            assert simulation[address].members.voters == {*"abc", "d:1"}
 
 
 def test_m2_a_configuration_that_is_not_committed_goes_with_its_entry(tmp_path: Path) -> None:
     """It is in force from the moment it is written, and the one before is when another leader replaces it."""
     with standing_clock(), Shell(tmp_path) as shell:
-        members = shell.replica.members.add("d", learner=True).promote("d")
+        members = shell.replica.members.add("d:1", learner=True).promote("d:1")
         shell.receive("b", append_entries(1, (1, 0), [(b"\x01", 2, 1), (b"\x10" + members.encode(), 3, 1)]))
-        assert shell.replica.members.voters == set("abcd")
+        assert shell.replica.members.voters == {*"abc", "d:1"}
         shell.receive("c", append_entries(2, (2, 1), [(b"\x01", 3, 2)]))
         assert shell.replica.members.voters == set("abc")
 
@@ -251,11 +252,11 @@ def test_who_comes_by_a_snapshot_knows_the_members(tmp_path: Path) -> None:
         for member in simulation.members.values():
             member.kept = len(member.state)
             simulation.compact(member.address)
-        simulation.join("d")
-        simulation.run_until(lambda: "d" in simulation[leader].view.behind)
-        assert simulation.snapshot(leader, "d")
-        settled(simulation, "abcd")
-        assert simulation["d"].members == simulation[leader].members
+        simulation.join("d:1")
+        simulation.run_until(lambda: "d:1" in simulation[leader].view.behind)
+        assert simulation.snapshot(leader, "d:1")
+        settled(simulation, [*"abc", "d:1"])
+        assert simulation["d:1"].members == simulation[leader].members
 
 
 # Learners
@@ -264,12 +265,12 @@ def test_who_comes_by_a_snapshot_knows_the_members(tmp_path: Path) -> None:
 def test_a_learner_has_everything_and_counts_for_nothing(tmp_path: Path) -> None:
     with Simulation("abc", tmp_path, seed=10) as simulation:
         leader = simulation.elect()
-        simulation.join("d", learner=True)
-        simulation.join("e", learner=True)
+        simulation.join("d:1", learner=True)
+        simulation.join("e:1", learner=True)
         simulation.run(2)
         fill(simulation, 10)
         simulation.run(1)
-        assert simulation.members["d"].state == simulation.members[leader].state
+        assert simulation.members["d:1"].state == simulation.members[leader].state
         assert simulation.voters() == set("abc")
         for address in set("abc") - {leader}:
             simulation.crash(address)
@@ -280,8 +281,8 @@ def test_a_learner_has_everything_and_counts_for_nothing(tmp_path: Path) -> None
         simulation.run(10)
         assert simulation.leader() is None, "no majority of voters"
         assert answers == [None]
-        assert {simulation[address].commit_index for address in "de"} <= {before}
-        assert not {"d", "e"} & set(simulation.leaders.values())
+        assert {simulation[address].commit_index for address in ("d:1", "e:1")} <= {before}
+        assert not {"d:1", "e:1"} & set(simulation.leaders.values())
 
 
 # A disk that is lost

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
-from django_raftsqlite.exceptions import Unavailable
+from django_raftsqlite.exceptions import OperationalError, Unavailable
 from django_raftsqlite.node import applier
 from django_raftsqlite.node.snapshot_source import SnapshotSource
 from django_raftsqlite.sqlite import machine
@@ -37,6 +38,47 @@ def test_the_log_of_a_node_stays_short_and_the_node_starts_from_what_is_left(tmp
         status = node.status()
         assert (status["version"], status["reason"]) == (202, None)
         assert status["log"]["first_index"] >= log["first_index"]
+
+
+def test_a_snapshot_by_wish_cuts_the_log_of_one_node_and_costs_no_member_in_reach_a_copy(tmp_path: Path) -> None:
+    with group(tmp_path, 3, durable=False) as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        for number in range(30):
+            write(nodes.nodes[0], "INSERT INTO t VALUES (?)", number)
+        nodes.settle()
+        leader = nodes.nodes[nodes.leader()]
+        before = leader.status()["log"]
+        assert before["first_index"] == 1
+        said = leader.backend().snapshot(timeout=30)
+        assert re.fullmatch(
+            rf"{leader.config.address}: the database is on the disk up to log index \d+, and stands for .*", said
+        )
+
+        def cut() -> bool:  # what the others were last heard to have is kept, which may be less than they have
+            leader.backend().snapshot(timeout=30)
+            return bool(leader.status()["log"]["first_index"] > 20)
+
+        eventually(cut, "it is cut")
+        assert leader.status()["log"]["entries"] < before["entries"]
+        for number in range(3):
+            write(nodes.nodes[number], "INSERT INTO t VALUES (?)", 100 + number)
+        nodes.settle()
+        assert [read(node, "SELECT count(*) FROM t") for node in nodes.nodes] == [[(33,)]] * 3
+        others = [node for node in nodes.nodes if node is not leader]
+        assert [node.status()["log"]["first_index"] for node in others] == [1, 1]
+        assert [node.status()["snapshots"]["received_bytes"] for node in nodes.nodes] == [0, 0, 0]
+
+
+def test_a_node_that_failed_or_is_suspect_takes_no_snapshot(tmp_path: Path) -> None:
+    with group(tmp_path, 3, durable=False, on_divergence="stop") as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t(a)")
+        host = nodes.host(nodes.follower())
+        host._distrust("it differs")
+        with pytest.raises(Unavailable, match="it differs"):
+            host.snapshot(timeout=30)
+        host._fail("no disk")
+        with pytest.raises(Unavailable, match=r"no snapshot was taken: .*no disk"):
+            host.snapshot(timeout=30)
 
 
 def test_before_the_log_is_cut_the_wal_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +156,28 @@ def test_a_leader_that_needs_who_lacks_what_was_cut_gives_it_a_copy_first(tmp_pa
         nodes.settle()
         assert node.status()["snapshots"]["received_bytes"] > 1_000_000
         assert read(node, "SELECT count(*) FROM t") == [(151,)]
+
+
+def test_who_writes_while_a_majority_waits_for_a_copy_is_told_which_member_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the leader's node and on another one; and it is over when the member has the copy."""
+    with group(tmp_path, 3, **SMALL) as nodes:
+        away = away_and_behind(nodes)
+        dead, other = (number for number in range(3) if number != away)
+        nodes.settle()
+        nodes.nodes[dead].close()
+        monkeypatch.setattr(SnapshotSource, "on_want", lambda *_: None)
+        node = nodes.restart(away)
+        eventually(lambda: nodes.nodes[other].status()["snapshots"]["behind"] == [nodes.peers[away]], "it is behind")
+        for number in (other, away):
+            with pytest.raises(OperationalError) as refused:
+                write(nodes.nodes[number], "INSERT INTO t(a) VALUES ('in vain')", timeout=1.0)
+            assert f"before {nodes.peers[away]} has a copy of the database" in str(refused.value), number
+        monkeypatch.undo()
+        write(nodes.nodes[other], "INSERT INTO t(a) VALUES ('again')", timeout=20.0)
+        nodes.settle()
+        assert read(node, "SELECT count(*) FROM t WHERE a = 'again'") == [(1,)]
 
 
 def test_the_wal_that_a_copy_filled_is_emptied(tmp_path: Path) -> None:

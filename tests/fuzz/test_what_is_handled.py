@@ -121,6 +121,7 @@ VERBS: dict[str, list[Any]] = {
     "note": [{}],
     "members": ["add", "127.0.0.1:1", False, 0.1],
     "verify": [0.3],
+    "snapshot": [0.3],
 }
 
 

@@ -225,6 +225,7 @@ def check_the_keyboard(visitor: Visitor) -> None:
         "columnheader",
         "rowheader",
         'button "Verify',
+        'button "Snapshot',
         'img "Writes per',
         "checkbox",
     )

@@ -40,6 +40,7 @@ class Aftermath:
         world.run(world.now + 1.0)
         simulation.winding_down = True
         simulation.wait(lambda: not simulation.busy, HEALED, "every client has its answer")
+        simulation.wait(lambda: not simulation.restores.under_way, HEALED, "every restore has its answer")
         simulation.wait(simulation.settled, HEALED, "all nodes have applied the same")
         if simulation.scenario.upgrade:
             self._upgrade()
@@ -63,7 +64,20 @@ class Aftermath:
         rows, counters, spare = found[0]
         if spare != [(SPARE,)]:
             raise Violation(f"what another program wrote spread to all nodes: {spare}")
-        simulation.history.check(rows, counters)
+        simulation.restores.check([row for row in rows if row[0] >= 0])
+        simulation.history.check(rows, counters, simulation.restores.erased)
+        if simulation.scenario.archive:
+            simulation.wait(self._archived, HEALED, "all that was committed is archived")
+            simulation.settling = True
+            simulation.storage.check()
+
+    def _archived(self) -> bool:
+        leader = self._simulation.leader()
+        if leader is None or leader.host is None or leader.host._archiver is None:
+            return False
+        archived = leader.host._archiver.archived
+        # The last look at it is this leader's, so what it says is so.
+        return leader.host._archiver._sure and archived is not None and archived >= leader.replica.commit_index
 
     def _upgrade(self) -> None:
         """The last machines are upgraded, one by one; then, and not before, the group uses the new protocol."""

@@ -20,8 +20,9 @@ class Checks:
 
     ``leaders`` by term; ``entries`` are what is committed, by index: term and hash of the payload; ``states`` are the
     digest and version after an index; ``decided`` the index and status of each request that was decided; ``votes``
-    whom a member voted for in a term. ``spared`` is the leader that no fault comes near, and its term; ``healed`` how
-    often a member took another's content because its own was not to be relied on.
+    whom a member voted for in a term; ``copies`` the indexes of the copies that members took. ``spared`` is the
+    leader that no fault comes near, and its term; ``healed`` how often a member took another's content because its
+    own was not to be relied on.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -35,6 +36,7 @@ class Checks:
         self.votes: dict[tuple[str, int], str] = {}
         self.elections = 0
         self.snapshots = 0
+        self.copies: set[int] = set()
         self.healed = 0
         self.changes = 0
         self.spared: tuple[Machine, int] | None = None
@@ -53,6 +55,8 @@ class Checks:
             self.healed += 1
         if host.suspect is not None and machine.touched is None:
             raise Violation(f"{machine.address} is suspect, and nobody touched its file: {host.suspect}")
+        if host._archiver is not None and host._archiver.gap is not None:
+            self.simulation.storage.gaps.add(host._archiver.gap)
         replica = machine.replica
         if replica is None:
             return
@@ -121,7 +125,9 @@ class Checks:
             if known is None:
                 command = log.entry(each)[0]
                 self.changes += command[:1] == CONFIGURATION
-                self._committed_first(machine, each, term or 0, _hash(command[1:] if command[:1] == b"\0" else b""))
+                self._committed_first(
+                    machine, each, term or 0, hash_payload(command[1:] if command[:1] == b"\0" else b"")
+                )
         machine.commit_seen = index
 
     def _committed_first(self, machine: Machine, index: int, term: int, content: bytes) -> None:
@@ -155,13 +161,15 @@ class Checks:
             self.look(machine)
         known = self.entries.get(index)
         if known is None:
-            self._committed_first(machine, index, term, _hash(payload))
-        elif known != (term, _hash(payload)):
+            self._committed_first(machine, index, term, hash_payload(payload))
+        elif known != (term, hash_payload(payload)):
             raise Violation(f"entry {index} is another one on {machine.address} than where it was committed first")
 
     def applied(self, machine: Machine, state: Any, index: int, outcomes: list[tuple[RequestId, Outcome]]) -> None:
         """A node has applied an entry."""
         found = (state.digest, state.base.version)
+        if self.simulation.restores.watched and self.simulation.ready and index not in self.states:
+            self.simulation.restores.applied(machine, state, index)
         known = self.states.setdefault(index, found)
         if known != found:
             raise Violation(
@@ -182,6 +190,7 @@ class Checks:
         if self.states.get(index, found) != found:
             raise Violation(f"the copy that {machine.address} took has not the state of index {index}")
         self.snapshots += 1
+        self.copies.add(index)
         if machine.touched is not None:
             machine.touched = "replaced"
         machine.world.note(f"{machine.address} takes a copy at {index}: {found[1]} {found[0].hex()[:8]}")
@@ -194,5 +203,6 @@ class Checks:
             raise Violation(f"{address} votes for {known} and for {candidate} in term {term}")
 
 
-def _hash(payload: bytes) -> bytes:
+def hash_payload(payload: bytes) -> bytes:
+    """By which entries are compared."""
     return hashlib.blake2b(payload, digest_size=8).digest()

@@ -20,7 +20,7 @@ from django_raftsqlite.exceptions import (
 )
 
 from .guests import Share
-from .history import DONE, FAILED, TOKENS, UNKNOWN
+from .history import DONE, FAILED, NOTHING, TOKENS, UNKNOWN, Counter
 from .machine import Machine
 from .world import Process, Violation
 
@@ -52,7 +52,7 @@ class Client:
         self.random = simulation.chance(f"client {self.name}")
         self._demanded = LOCAL
         self._share = share
-        self._local_floor: dict[int, int] = {}
+        self._local_floor: dict[int, Counter] = {}
 
     def run(self) -> None:
         """Until the workload ends."""
@@ -119,6 +119,9 @@ class Client:
         self.simulation.world.remark(why)
         return None
 
+    def _learn(self, operation: int, key: int, value: int) -> None:
+        self.simulation.history.learn(key, (self.simulation.restores.era_of(operation), value))
+
     def _key(self) -> int:
         return self.random.randrange(self.simulation.scenario.keys)
 
@@ -144,7 +147,7 @@ class Client:
 
         value = self._attempt(operation, f"autocommit on {key}", act)
         if value is not None:
-            self.simulation.history.learn(key, value + 1)
+            self._learn(operation, key, value + 1)
 
     def _transaction(self, connection: Connection) -> None:
         """Read, think, write."""
@@ -178,7 +181,7 @@ class Client:
 
         value = self._attempt(operation, f"transaction on {key}", act)
         if value is not None:
-            self.simulation.history.learn(key, value + 1)
+            self._learn(operation, key, value + 1)
 
     def _transfer(self, connection: Connection) -> None:
         chance = self.random
@@ -218,11 +221,11 @@ class Client:
 
     def _read(self, connection: Connection) -> None:
         """A local read never goes back on its node."""
-        counters: dict[int, int] = {}
+        counters: dict[int, Counter] = {}
         if not self._unless_unavailable("read", lambda: counters.update(self._counters(connection))):
             return
         for key, value in self._local_floor.items():
-            if counters.get(key, 0) < value:
+            if counters.get(key, NOTHING) < value:
                 raise Violation(f"{self.name} has read {value} of {key}, and now {counters.get(key)}")
         self._local_floor = counters
         self.simulation.history.reads += 1
@@ -247,11 +250,12 @@ class Client:
             return
         lineage, version, counters = self.random.choice(tokens)
         seen = Seen(lineage, version)
-        if self._demanding_read(connection, Freshness("session", seen=seen), counters) and not seen.reached:
+        read = self._demanding_read(connection, Freshness("session", seen=seen), counters)
+        if read and not seen.reached and self.simulation.history.tokens[-1][0] == lineage:
             raise Violation(f"{self.name}: the group has lost version {version}, which was read")
 
-    def _demanding_read(self, connection: Connection, demanded: Freshness, known: dict[int, int]) -> bool:
-        found: dict[int, int] = {}
+    def _demanding_read(self, connection: Connection, demanded: Freshness, known: dict[int, Counter]) -> bool:
+        found: dict[int, Counter] = {}
         states: list[tuple[bytes, int]] = []
 
         def act() -> None:
@@ -270,7 +274,7 @@ class Client:
         finally:
             self._demanded = LOCAL
         for key, value in known.items():
-            if found.get(key, 0) < value:
+            if found.get(key, NOTHING) < value:
                 raise Violation(f"{self.name}: {demanded} gives {found.get(key)} for {key}, {value} was committed")
         history = self.simulation.history
         for key, value in found.items():
@@ -279,8 +283,12 @@ class Client:
         history.demanding_reads += 1
         return True
 
-    def _counters(self, connection: Connection) -> dict[int, int]:
-        return dict(connection.cursor().execute("SELECT k, n FROM counter").fetchall())
+    def _counters(self, connection: Connection) -> dict[int, Counter]:
+        if not self.simulation.restores.watched:
+            rows = connection.cursor().execute("SELECT k, n FROM counter").fetchall()
+            return {key: (0, value) for key, value in rows}
+        rows = connection.cursor().execute("SELECT k, n, lineage FROM counter, _raftsqlite_state").fetchall()
+        return {key: (self.simulation.restores.era(lineage), value) for key, value, lineage in rows}
 
     def _duplicate(self, connection: Connection) -> None:
         """An error of SQL is the same for its author wherever it is applied."""
@@ -317,7 +325,7 @@ class Client:
 
         value = self._attempt(operation, f"large on {key}", act)
         if value is not None:
-            self.simulation.history.learn(key, value + 1)
+            self._learn(operation, key, value + 1)
 
     def _schema(self, connection: Connection) -> None:
         name = f"i{self.random.randrange(4)}"

@@ -18,7 +18,21 @@ SHOWN = 200
 """Lines of a failing seed's trace that are printed without --trace: the last ones."""
 
 
-_COUNTED = ("done", "failed", "unknown", "reads", "entries", "elections", "snapshots", "changes", "healed", "events")
+_COUNTED = (
+    "done",
+    "failed",
+    "unknown",
+    "reads",
+    "entries",
+    "elections",
+    "snapshots",
+    "changes",
+    "healed",
+    "restores",
+    "archived",
+    "moments",
+    "events",
+)
 
 
 def _run(seed: int) -> tuple[Report, float]:

@@ -43,6 +43,7 @@ class Faults:
         simulation = self._simulation
         simulation.network.heal()
         simulation.network.delay = simulation.scenario.delay
+        simulation.storage.down = False
         for machine in simulation.machines:
             machine.slow_apply = machine.slow_sync = 0.0
             machine.disk.broken, machine.disk.full = None, False
@@ -93,6 +94,18 @@ class Faults:
 
     def _wipe(self, fault: Fault, machine: Machine) -> None:
         self._simulation.changes.wipe(fault, machine)
+
+    # Backups and the archive
+
+    def _back_up(self, _fault: Fault, machine: Machine) -> None:
+        self._simulation.restores.back_up(machine)
+
+    def _restore(self, fault: Fault, machine: Machine) -> None:
+        self._simulation.restores.restore(machine, fault.amount)
+
+    def _storage_down(self, fault: Fault, _machine: Machine) -> None:
+        self._simulation.storage.down = True
+        self._later(fault, lambda: setattr(self._simulation.storage, "down", False))
 
     # Processes and machines
 
@@ -190,6 +203,8 @@ class Faults:
         calls_left = machine.process is not None and machine.process.calls_left is not None
         if not ready or machine.disk.broken or machine.excused or calls_left or any(m.touched for m in machines):
             return
+        if not self._held_by_others(machine):
+            return
         machine.touched = "touched"
         program = Process(self._world, f"another program on {machine.address}")
 
@@ -212,6 +227,12 @@ class Faults:
             connection.close()
 
         self._world.spawn(program, write, "another program")
+
+    def _held_by_others(self, machine: Machine) -> bool:
+        """Whether what is committed is on another disk as well: with one that was lost, it may not be any more."""
+        checks, others = self._simulation.checks, [each for each in self._simulation.there if each is not machine]
+        index = checks.last_committed
+        return not others or any(each.holds(index, checks.entries_term(index)) for each in others)
 
     # The network
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from .world import Violation
 
 TOKENS = 8
+Counter = tuple[int, int]
+"""An era, and a counter's value in it."""
+NOTHING = (0, 0)
 OPEN, DONE, FAILED, UNKNOWN = "open", "done", "failed", "unknown"
 
 
 class History:
     """``operations``: by number, the key and what became of it. ``known`` is, by key, the highest counter that any
-    client knows to be committed; ``learned`` when that was, in order. ``tokens`` are states that clients have read:
-    lineage, version, and the counters in them.
+    client knows to be committed, with the era that it is of (see Restores), which counts first; ``learned`` when
+    that was, in order. ``tokens`` are states that clients have read: lineage, version, and the counters in them.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self.learned: list[tuple[float, int, int]] = []
-        self.tokens: list[tuple[bytes, int, dict[int, int]]] = []
+        self.learned: list[tuple[float, int, Counter]] = []
+        self.tokens: list[tuple[bytes, int, dict[int, Counter]]] = []
         self.operations: list[list[Any]] = []
-        self.known: dict[int, int] = {}
+        self.known: dict[int, Counter] = {}
         self.reads = 0
         self.demanding_reads = 0
         self.conflicts = 0
@@ -34,14 +37,14 @@ class History:
     def end(self, operation: int, how: str) -> None:
         self.operations[operation][1] = how
 
-    def learn(self, key: int, value: int) -> None:
-        if value > self.known.get(key, 0):
+    def learn(self, key: int, value: Counter) -> None:
+        if value > self.known.get(key, NOTHING):
             self.known[key] = value
             self.learned.append((self._now(), key, value))
 
-    def known_at(self, moment: float) -> dict[int, int]:
+    def known_at(self, moment: float) -> dict[int, Counter]:
         """What was known then."""
-        known: dict[int, int] = {}
+        known: dict[int, Counter] = {}
         for at, key, value in self.learned:
             if at > moment:
                 break
@@ -51,8 +54,9 @@ class History:
     def count(self, how: str) -> int:
         return sum(1 for _, found in self.operations if found == how)
 
-    def check(self, rows: list[tuple[int, int, int]], counters: dict[int, int]) -> None:
-        """``rows`` are (operation, key, counter) as they are in the table in the end."""
+    def check(self, rows: list[tuple[int, int, int]], counters: dict[int, int], erased: Collection[int] = ()) -> None:
+        """``rows`` are (operation, key, counter) as they are in the table in the end; restores took away what was
+        ``erased``."""
         times: dict[int, int] = {}
         seen: dict[int, set[int]] = {}
         for operation, key, value in rows:
@@ -64,7 +68,7 @@ class History:
             found = times.get(operation, 0)
             if found > 1:
                 raise Violation(f"operation {operation} was executed {found} times")
-            if how == DONE and not found:
+            if how == DONE and not found and operation not in erased:
                 raise Violation(f"operation {operation} on {key} was acknowledged and is lost")
             if how == FAILED and found:
                 raise Violation(f"operation {operation} on {key} failed, its client was told, and it was executed")

@@ -18,7 +18,7 @@ from unittest import mock
 import apsw
 import pysyncobj.syncobj as library
 
-from django_raftsqlite.node import calls, fingerprint, host, process, snapshot_source, snapshot_target
+from django_raftsqlite.node import archive, calls, fingerprint, host, process, snapshot_source, snapshot_target
 from django_raftsqlite.raft import driver, pinned
 from django_raftsqlite.raft import log as raft_log
 from django_raftsqlite.sqlite import clock, connections, copying, wal
@@ -151,6 +151,8 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
                     put(function, "__kwdefaults__", keywords)
         for each in (host, calls):
             put(each, "os", Substitute(each.os, getpid=lambda: 4711, urandom=chance.randbytes))
+        put(archive, "os", Substitute(archive.os, urandom=chance.randbytes))
+        put(process, "os", Substitute(process.os, urandom=simulation.restores.urandom))
         put(fingerprint, "_boot", lambda: str(simulation.machine_of_process(world.process).power_failures))
         system = disk.Calls(world, vfs.disks)
         for each in (snapshot_source, snapshot_target, copying, wal):

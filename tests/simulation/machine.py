@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django_raftsqlite.exceptions import HostLost
-from django_raftsqlite.node.api import NodeConfig
+from django_raftsqlite.node.api import ArchiveConfig, NodeConfig
 from django_raftsqlite.node.host import HostedNode
 from django_raftsqlite.sqlite.machine import StateMachine
 
@@ -113,6 +113,7 @@ class Machine:
             log_entries=scenario.log_entries,
             reluctant=self.reluctant,
             protocols=OLD if self.old else NEW,
+            archive=ArchiveConfig(lambda: self.simulation.storage, 0.1, 10**6) if scenario.archive else None,
         )
 
     @property

@@ -31,7 +31,8 @@ class Scenario:
     """One run. Everything that is not here is drawn from the seed while it runs.
 
     ``spared``: faults hit a minority without the leader alone, which must lead to the end. ``damaged``: in the end a
-    byte of a member's table is another one on its disk, which must be found and healed.
+    byte of a member's table is another one on its disk, which must be found and healed. ``restores``: backups are
+    taken and put in the place of the content. ``archive``: the log is archived.
     """
 
     seed: int
@@ -59,6 +60,8 @@ class Scenario:
     spared: bool = False
     damaged: bool = False
     spares: int = 0
+    restores: bool = False
+    archive: bool = False
 
     def without(self, faults: set[int]) -> Scenario:
         """The same with fewer faults."""
@@ -150,6 +153,18 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
             when, who = round(apart.uniform(0.0, seconds), 4), apart.randrange(nodes + spares)
             faults.append(Fault(when, kind, who, amount=round(apart.random(), 4)))
         faults.sort(key=lambda fault: fault.at)
+    # And for restores, and the archive.
+    further = random.Random(f"restores {seed}")
+    restores, archive = further.random() < 0.12, further.random() < 0.15
+    if restores or archive:
+        seconds = max(seconds, 4.0)
+        faults.append(Fault(0.1, "back_up", -1))
+        drawn = ["back_up"] * 3 + ["restore"] * 4 * restores + ["storage_down"] * 2 * archive
+        for kind in further.choices(drawn, k=further.choice([6, 10, 15])):
+            when, who = round(further.uniform(0.0, seconds), 4), further.choice([-1, further.randrange(nodes)])
+            amount, lasts = round(further.random(), 4), round(further.expovariate(1 / 0.8), 4)
+            faults.append(Fault(when, kind, who, amount=amount, lasts=lasts))
+        faults.sort(key=lambda fault: fault.at)
     return Scenario(
         seed=seed,
         nodes=nodes,
@@ -174,5 +189,7 @@ def make(seed: int, *, kinds: dict[str, int] | None = None) -> Scenario:
         sync=chance.choice([0.0, 0.0, 0.001, 0.01]),
         spared=spared,
         spares=spares,
+        restores=restores,
+        archive=archive,
         damaged=nodes > 2 and apart.random() < 0.5,
     )

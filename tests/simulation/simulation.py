@@ -13,23 +13,28 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import apsw
+
 from django_raftsqlite.dbapi.connection import Connection
-from django_raftsqlite.node import compaction, snapshot_source, startup
+from django_raftsqlite.node import archive, compaction, snapshot_source, startup
 from django_raftsqlite.node import process as process_module
 from django_raftsqlite.raft import consensus, progress
-from django_raftsqlite.sqlite import connections, parts
+from django_raftsqlite.sqlite import connections, parts, restoring
 
 from .aftermath import Aftermath
 from .changes import Changes
 from .checks import Checks
-from .clients import Client, leave_to_the_dead, set_up
+from .clients import SPARE, Client, leave_to_the_dead, set_up
+from .disk import Disk
 from .faults import Faults
 from .guests import Share
 from .history import DONE, FAILED, UNKNOWN, History
 from .installed import installed
 from .machine import Machine, state_machines
 from .network import Network
+from .restores import Restores
 from .scenario import Scenario
+from .storage import Storage
 from .world import Process, Violation, World
 
 ELECTED = 20.0
@@ -53,6 +58,9 @@ class Report:
     snapshots: int = 0
     changes: int = 0
     healed: int = 0
+    restores: int = 0
+    archived: int = 0
+    moments: int = 0
     events: int = 0
 
 
@@ -76,10 +84,13 @@ class Simulation:
         self.network.voted = self.checks.voted
         self.history = History(lambda: self.world.now)
         self.faults = Faults(self)
-        self.winding_down = False
+        self.desk = Disk(self.world, folder / "desk")
+        self.restores = Restores(self, self.chance("lineages"))
+        self.storage = Storage(self)
+        self.archived = self.moments = 0
+        self.winding_down = self.settling = False
         self.ready = False
         self.busy: dict[Client, float] = {}
-        self._owners: dict[Process, Machine] = {}
         self._names = 0
 
     def chance(self, name: str) -> random.Random:
@@ -123,6 +134,12 @@ class Simulation:
         """A process died: what its clients were doing has an unknown outcome."""
         for client in [client for client in self.busy if client.process is process]:
             del self.busy[client]
+        self.restores.under_way.discard(process)
+
+    @staticmethod
+    def spoiled(connection: apsw.Connection) -> bool:
+        """Whether the content is not what the group wrote, but what another program made of it."""
+        return connection.execute("SELECT text FROM spare").get != SPARE
 
     # Clients
 
@@ -240,7 +257,9 @@ class Simulation:
             if host is None or replica is None:
                 lines.append(f"{machine.address}: {'no host' if host is None else host.failed}")
             else:
-                lines.append(f"{machine.address}: {replica.view} applied={host._applied.index}")
+                lines.append(
+                    f"{machine.address}: {replica.view} applied={host._applied.index} suspect={host.suspect}"
+                )
         lines += [f"{client.name} waits since {self.world.now - since:.1f} s" for client, since in self.busy.items()]
         return "\n".join(lines)
 
@@ -254,7 +273,7 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         simulation = Simulation(scenario, folder, keep_trace=keep_trace)
         with ExitStack() as stack:
             vfs = stack.enter_context(installed(simulation.world, simulation.network, simulation))
-            vfs.disks.extend(machine.disk for machine in simulation.machines)
+            vfs.disks.extend([simulation.desk, *(machine.disk for machine in simulation.machines)])
             for owner, name, value in _settings(simulation):
                 stack.enter_context(mock.patch.object(owner, name, value))
             if switched_off is not None:
@@ -288,6 +307,9 @@ def run(scenario: Scenario, *, keep_trace: bool = False, switched_off: Callable[
         snapshots=simulation.checks.snapshots,
         changes=simulation.checks.changes,
         healed=simulation.checks.healed,
+        restores=simulation.restores.count,
+        archived=simulation.archived,
+        moments=simulation.moments,
         events=world.events,
     )
 
@@ -301,6 +323,10 @@ def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     ]
     if scenario.log_entries < 1000:
         settings += [(compaction, "LOOK_EVERY", 0.1), (snapshot_source, "PATIENCE", 0.1)]
+    if scenario.restores:
+        settings.append((restoring, "PART_BYTES", 20_000))
+    if scenario.archive:
+        settings += [(archive, "SEGMENT_BYTES", 3000), (archive, "LONGEST_RETRY", 1.0)]
     if scenario.small_batches:
         settings += [(consensus, "BATCH_BYTES", 2000), (progress, "WINDOW_BYTES", 5000)]
     if scenario.small_parts:

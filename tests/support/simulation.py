@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import msgpack
 import pysyncobj.syncobj
 
-from django_raftsqlite.raft import membership
 from django_raftsqlite.raft.config import RaftConfig
 from django_raftsqlite.raft.log import LogFault, RaftLog
 from django_raftsqlite.raft.members import ChangeRefused, Members
@@ -122,8 +120,6 @@ class Simulation:
         self._order = 0
         self._sessions: dict[frozenset[str], int] = {}
         self._session_count = 0
-        # Single letters stand for addresses here: nobody dials them.
-        self._undialled = mock.patch.object(membership, "check_address")
         self._last_arrival: dict[tuple[int, str], float] = {}
         self._link_random: dict[tuple[str, str], random.Random] = {}
         self._cut: set[frozenset[str]] = set()
@@ -137,7 +133,6 @@ class Simulation:
         self._random_state = random.getstate()
         pysyncobj.syncobj.monotonicTime = lambda: self.now
         random.seed(self.seed)
-        self._undialled.start()
         for address in self.addresses:
             self.members[address].start()
             self._tick(address)
@@ -146,7 +141,6 @@ class Simulation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._undialled.stop()
         pysyncobj.syncobj.monotonicTime = self._real_clock
         random.setstate(self._random_state)
         for member in self.members.values():

@@ -1,4 +1,4 @@
-"""``manage.py raft``: status, verify, node; add, remove, transfer, recover; backup, backups, restore, load; cert."""
+"""``manage.py raft``: status, verify, snapshot, node; add, remove, transfer, recover; backups of all kinds; cert."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ class Command(BaseCommand):
         verify.add_argument(
             "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long to wait; default: 600"
         )
+        snapshot = verbs.add_parser(
+            "snapshot",
+            help="cut this node's Raft log now: its database file, brought to the disk, stands for what is cut; it "
+            "is no backup, and happens by itself when the log has grown",
+        )
+        snapshot.add_argument(
+            "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait; default: 60"
+        )
         add = verbs.add_parser(
             "add",
             help="make a node a member: a learner first, which becomes a voter when it has caught up",
@@ -84,7 +92,7 @@ class Command(BaseCommand):
         recover.add_argument("--yes", action="store_true", help="do it; without it, only tell what would be done")
         node = verbs.add_parser("node", help="host the node without serving pages, until SIGTERM or SIGINT")
         add_cert(verbs)
-        for verb in (status, verify, node, recover, *changes, *add_verbs(verbs)):
+        for verb in (status, verify, snapshot, node, recover, *changes, *add_verbs(verbs)):
             verb.add_argument(
                 "--database", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help=f"default: {DEFAULT_DB_ALIAS}"
             )
@@ -101,6 +109,8 @@ class Command(BaseCommand):
             self.show_status(database, configuration.node, options["format"])
         elif verb == "verify":
             self.verify(configuration.node, options["format"], options["timeout"])
+        elif verb == "snapshot":
+            self.snapshot(configuration.node, options["timeout"])
         elif verb == "recover":
             self.recover(configuration.node, options["members"], options["yes"])
         elif verb == "node":
@@ -178,6 +188,17 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(found.told, indent=2) if form == "json" else found.render())
         if found.status:
             sys.exit(found.status)
+
+    def snapshot(self, config: NodeConfig, timeout: float) -> None:
+        """Have the process that hosts this node cut its log. Exits with 1 when that was not done in time."""
+        node = self._attach(config)
+        try:
+            done = node.snapshot(timeout=timeout)
+        except OperationalError as error:
+            raise CommandError(str(error), returncode=1) from error
+        finally:
+            node.close()
+        self._tell(done)
 
     def _attach(self, config: NodeConfig) -> AttachedNode:
         node = attach_node(config)

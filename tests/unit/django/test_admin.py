@@ -258,6 +258,17 @@ def test_verify_and_backup_do_what_they_say(people: dict[str, Client], tmp_path:
         eventually(lambda: node_status()["last_backup"], "the node knows of it")
 
 
+def test_snapshot_cuts_the_log_and_says_how_much(people: dict[str, Client]) -> None:
+    from django_raftsqlite.status import node_status
+    from tests.support.nodes import eventually
+
+    assert "this is no backup" in text_of(people[BOSS].post(f"{URL}default/snapshot/"))
+    answer = people[BOSS].post(f"{URL}default/snapshot/", {"confirmed": "1"}, follow=True)
+    assert "the database is on the disk up to log index" in text_of(answer)
+    assert "Snapshot: " in LogEntry.objects.get().get_change_message()
+    eventually(lambda: node_status()["log"]["first_index"] > 1, "the log is cut")
+
+
 def test_each_action_explains_itself() -> None:
     assert len({action.name for action in ACTIONS}) == len(ACTIONS)
     for action in ACTIONS:

@@ -22,6 +22,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 
 from django_raftsqlite.client import DatabaseClient
+from django_raftsqlite.exceptions import Unavailable
 from django_raftsqlite.management.commands import raft, runcluster
 from django_raftsqlite.management.status import has_leader, render
 from django_raftsqlite.management.systemd import notify
@@ -130,6 +131,26 @@ def test_verify_shows_what_each_member_found_and_says_so_by_its_exit_status(
             for line, answer in zip(lines[1:], answers, strict=False):
                 assert answer in line
     assert node.closed
+
+
+def test_snapshot_tells_what_the_host_did_or_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Node(FakeNode):
+        refused: str | None = None
+
+        def snapshot(self, *, timeout: float) -> str:
+            assert timeout == 3
+            if self.refused is not None:
+                raise Unavailable(self.refused, "too slow")
+            return "it is cut"
+
+    node = Node({})
+    monkeypatch.setattr(raft, "attach_node", lambda _config: node)
+    assert shown("snapshot", "--timeout", "3") == "it is cut\n"
+    assert node.closed
+    node.refused = "the disk is slow"
+    with pytest.raises(CommandError, match="the disk is slow") as error:
+        shown("snapshot", "--timeout", "3")
+    assert error.value.returncode == 1
 
 
 class Manage:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from django_raftsqlite.node.compaction import CUT_EVERY, LOOK_EVERY, Compaction, Hold
+from django_raftsqlite.node.compaction import CUT_EVERY, LOOK_EVERY, Compaction, Cut, Hold
 from django_raftsqlite.raft.config import RaftView
 
 
@@ -50,11 +50,27 @@ class Log:
     def look(self) -> None:
         """Time for a look, and for the disk."""
         self.now += LOOK_EVERY
+        self.tick()
+        self.disk_answers()
+
+    def tick(self) -> None:
         view = RaftView("follower", 1, None, self.last, self.last, frozenset(), {}, first_index=self.first)
         self.compaction.tick(view)
+
+    def disk_answers(self) -> None:
         for job, done in self.jobs:
-            done(job())
+            try:
+                result: Any = job()
+            except OSError as error:
+                result = error
+            done(result)
         self.jobs.clear()
+
+    def wish(self) -> list[Any]:
+        """Wish for a cut; what is told of it comes into the list."""
+        told: list[Any] = []
+        self.compaction.cut(told.append)
+        return told
 
 
 @pytest.fixture
@@ -139,4 +155,65 @@ def test_a_disk_that_fails_cuts_nothing_and_stops_the_node(log: Log) -> None:
     log.compaction.tick(RaftView("leader", 1, None, 2000, 2000, frozenset(), {}))
     log.jobs[0][1](OSError(5, "Input/output error"))
     assert log.cuts == []
+    assert "Input/output error" in log.failed[0]
+
+
+# By somebody's wish
+
+
+def test_who_wishes_it_has_all_cut_that_is_on_the_disk_and_is_told_how_much(log: Log) -> None:
+    log.last, log.on_disk = 100, 90
+    told = log.wish()
+    assert told == []
+    log.tick()
+    log.disk_answers()
+    assert (log.cuts, told) == ([90], [Cut(90, 90)])
+    assert "log index 90" in str(told[0])
+    log.look()
+    assert log.cuts == [90], "once"
+
+
+def test_a_wish_cuts_nothing_that_others_in_reach_have_yet_to_get(log: Log) -> None:
+    """Whoever comes while the file is brought to the disk is counted as well; who lacks it already is not."""
+    log.last, log.on_disk, log.first, log.held = 100, 90, 20, [70, 10]
+    told = log.wish()
+    log.tick()
+    log.held.append(Hold(60, 10))
+    log.disk_answers()
+    assert (log.cuts, told) == ([60], [Cut(90, 60)])
+    assert "kept for others" in str(told[0])
+
+
+def test_a_wish_with_nothing_to_cut_leaves_the_log_where_it_begins(log: Log) -> None:
+    log.first, log.last, log.on_disk = 50, 51, 50
+    told = log.wish()
+    log.tick()
+    log.disk_answers()
+    assert (log.first, told) == (50, [Cut(50, 50)])
+
+
+def test_wishes_wait_for_what_is_under_way_and_are_then_granted_together(log: Log) -> None:
+    log.last, log.on_disk = 2000, 2000
+    log.now += LOOK_EVERY
+    log.tick()
+    told = [log.wish(), log.wish()]
+    log.tick()
+    assert len(log.jobs) == 1
+    log.disk_answers()
+    assert (log.cuts, told) == ([1000], [[], []])
+    log.tick()
+    log.disk_answers()
+    assert (log.cuts, told) == ([1000, 2000], [[Cut(2000, 2000)]] * 2)
+
+
+def test_a_wish_on_a_disk_that_fails_is_told_so_and_the_node_stops(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(log.compaction, "_on_disk", fails)
+    told = log.wish()
+    log.tick()
+    log.disk_answers()
+    assert log.cuts == []
+    assert "Input/output error" in str(told[0])
     assert "Input/output error" in log.failed[0]

@@ -155,6 +155,19 @@ def test_what_waits_past_its_deadline_is_refused_and_never_enters_the_log() -> N
     assert names(sequencer.next_batch()[0]) == ["w"], "its author may try again"
 
 
+def test_who_is_refused_while_nothing_is_committed_is_told_why_and_not_that_the_database_is_locked() -> None:
+    sequencer = Sequencer(None)
+    sequencer.request_lease(lease("L1"))
+    sequencer.next_grant(0.0)
+    sequencer.submit(write("w", deadline=5.0))
+    (refused,) = sequencer.expire(5.0, blocked=lambda: "n2 needs a copy")
+    assert (refused.reason, refused.text) == ("slow", "n2 needs a copy")
+    sequencer.release(b"L1")
+    sequencer.submit(write("w", deadline=5.0))
+    (refused,) = sequencer.expire(5.0)
+    assert refused.reason == "slow" and "yet to commit and apply what came before" in refused.text
+
+
 def test_a_node_that_is_silent_loses_the_lease_only_when_others_wait() -> None:
     """Its own node ends an idle transaction; the leader takes the lease from a node that does not even do that."""
     sequencer = Sequencer(1.0)
