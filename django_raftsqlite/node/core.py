@@ -531,7 +531,8 @@ class Core:
         claim = self._claim
         if claim is None or claim.id != message["lease"]:
             return
-        if self._lease.wanted_by_others(claim.id, float(message["run"])):
+        # Whoever would wait is told who is at work soon enough, with the next touch.
+        if self._lease.wanted_by_others(claim.id, float(message["run"])) and message.get("nowait", True):
             self._say_who(claim, busy=True)
 
     def _on_held(self, _peer: str, message: Message) -> None:

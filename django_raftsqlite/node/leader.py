@@ -186,7 +186,8 @@ class Leader:
         holder = self.sequencer.wanted(self._clock())
         if holder is not None:
             run = holder.run(self._clock())
-            self._answer(holder.source, {"type": "node.wanted", "lease": holder.id, "run": run})
+            nowait = any(waiting.nowait for waiting in self.sequencer.waiting())
+            self._answer(holder.source, {"type": "node.wanted", "lease": holder.id, "run": run, "nowait": nowait})
             self._tell_who_holds(holder)
 
     def _tell_who_holds(self, holder: Lease) -> None:

@@ -496,7 +496,7 @@ class TestCommands:
                 command(config, "restore", str(tmp_path / "one"))
         else:
             command(config, "restore", str(tmp_path / "one"))
-        assert "on all 1 members" in asked[0]
+        assert "on all members" in asked[0]
         assert read(node, "SELECT count(*) FROM t") == [(10 if answer == "db.sqlite3" else 0,)]
 
     def test_keep_removes_the_oldest_after_a_new_one(

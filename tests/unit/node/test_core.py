@@ -357,6 +357,23 @@ def test_a_nodes_own_autocommit_write_does_not_wait_for_a_lease_that_is_held_for
     assert group.payloads() == [[b"write"]]
 
 
+def test_the_holder_says_at_once_who_is_at_work_only_where_somebody_would_not_wait() -> None:
+    for nowait in (False, True):
+        group = Group()
+        group.elect("n1")
+        group.take_granted("n2", "first")
+        group.take("n3", "second", nowait=nowait)
+        said: list[str] = []
+        while group.wire:
+            source, target, message = group.wire.popleft()
+            said.append(message["type"])
+            group.receive(target, source, message)
+            group.call()
+        assert "node.wanted" in said
+        assert ("node.touch" in said) == nowait
+        assert ("node.refused" in said) == nowait
+
+
 def send_commit(group: Group, address: str, turn: Turn) -> None:
     """The author's thread has sent a COMMIT and ended its turn; the loop has not come to it yet."""
     attempt = group.request(address, b"commit", lease=turn.claim)
