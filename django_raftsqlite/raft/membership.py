@@ -145,6 +145,8 @@ class Membership:
                 continue
             if member is not None and not member.id and peer not in peers.strangers:
                 continue  # It is about to be written down.
+            if members.recognises(peer, peers.id_of(peer)):
+                continue  # Its session began as a stranger's, and is about to begin anew.
             self._noticed[peer] = members.index
             known_as = b"" if member is None else member.id or bytes(ID_BYTES)
             self._outbox.send(peer, {"type": "not_member", "index": members.index, "id": known_as})
