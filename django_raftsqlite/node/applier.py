@@ -192,7 +192,7 @@ class Applier:
             self._thread.join()
         try:
             if not self._stopped:
-                self._machine.check()
+                self._machine.watch.check()
                 frames, written = self._machine.write_back()
                 self.written_back = frames == written
         except Distrust as error:
@@ -280,9 +280,9 @@ class Applier:
 
     def _check(self) -> None:
         """Find what another program did to the file, without waiting for the next entry."""
-        if self._machine.looks_changed():
+        if self._machine.watch.looks_changed():
             with self._lane.apply():
-                self._machine.check()
+                self._machine.watch.check()
 
     def _look(self) -> State:
         machine = self._machine

@@ -125,8 +125,10 @@ class Admission:
         return True
 
     def on_not_member(self, peer: str, message: dict[str, Any]) -> None:
-        """A member says that by the committed configuration ``index`` this node is none, or has another id
-        (``id``)."""
+        """A member says that by the committed configuration ``index`` this node is none, or has the ``id`` of
+        another log."""
+        if message["id"] == self._log.member_id:
+            return  # It is one: only its session began before that, and is about to begin anew.
         index, other = message["index"], bool(message["id"])
         estranged = int(self._log.get_meta(_ESTRANGED) or b"0")
         newest = max(self._log.members.index, self.admitted_at, estranged)

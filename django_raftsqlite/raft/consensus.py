@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pysyncobj.syncobj as library
 from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.config import FAIL_REASON
-from pysyncobj.node import Node
-from pysyncobj.transport import Transport
-from pysyncobj.version import VERSION
 
 from .config import RaftConfig
 from .log import CONFIGURATION, MAX_ENTRY, LogFault, RaftLog, StateMismatch
 from .members import Members
+from .pinned import MemberNode, NoPoller, Outlet
+from .progress import BATCH_BYTES, BATCH_ENTRIES, Progress
 
 logger = logging.getLogger("django_raftsqlite.raft")
-
-PINNED_VERSION = "0.3.17"
-PINNED_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
 
 REGULAR, NO_OP = b"\x00", b"\x01"
 """Type bytes of commands; pysyncobj's other types (membership, version) are treated as no-ops. See CONFIGURATION."""
@@ -34,11 +27,6 @@ def payload_of(command: bytes) -> bytes:
     return command[1:] if command[:1] == REGULAR else b""
 
 
-BATCH_BYTES = 1024 * 1024
-"""What one append_entries carries at most, so that a heartbeat never queues behind much."""
-BATCH_ENTRIES = 4096
-WINDOW_BYTES = 4 * BATCH_BYTES
-"""What is under way to one peer and not acknowledged at most."""
 APPLY_PER_TICK = 2048
 """Entries handed to the state machine in one tick at most, so that a backlog costs no heartbeat (audit R15)."""
 
@@ -53,90 +41,8 @@ def _place(index: int, term: int | None) -> bytes:
     return f"{index} {term}".encode()
 
 
-def check_library(version: str, source: bytes) -> None:
-    """Raise ImportError unless this is exactly the pysyncobj whose private names and handler order we know."""
-    digest = hashlib.sha256(source).hexdigest()
-    if version != PINNED_VERSION or digest != PINNED_SHA256:
-        raise ImportError(
-            f"django-raftsqlite works with the unmodified pysyncobj {PINNED_VERSION} only, found version {version} "
-            f"with syncobj.py of SHA-256 {digest}. Write: pip install --force-reinstall pysyncobj=={PINNED_VERSION}"
-        )
-
-
-check_library(VERSION, Path(library.__file__).read_bytes())
-
-
-class Outlet(Transport):  # type: ignore[misc]
-    """Where pysyncobj puts its messages. Always ready (audit R23): it has no socket that could fail to bind."""
-
-    def __init__(self, send: Callable[[str, dict[str, Any]], bool]) -> None:
-        super().__init__(None, None, None)
-        self._send = send
-
-    def send(self, node: Node, message: dict[str, Any]) -> bool:
-        return self._send(node.id, message)
-
-    def addNode(self, node: Node) -> None:  # noqa: N802, RUF100 - pysyncobj's names
-        pass
-
-    def dropNode(self, node: Node) -> None:  # noqa: N802, RUF100
-        pass
-
-    def destroy(self) -> None:
-        pass
-
-
-class _Member(Node):  # type: ignore[misc]
-    """One object per member, so that identity is equality: the tables of pysyncobj are asked many times per entry."""
-
-    __eq__ = object.__eq__
-    __ne__ = object.__ne__
-    __hash__ = object.__hash__
-
-
-_NOBODY = _Member("")
+_NOBODY = MemberNode("")
 """Makes pysyncobj's arithmetic right while this member is no voter; see :meth:`Consensus._follow_members`."""
-
-
-class _NoPoller:
-    """pysyncobj polls its own sockets at the end of each tick; it has none."""
-
-    def poll(self, timeout: float) -> None:
-        pass
-
-
-class _Progress:
-    """What is under way to one peer (leader only).
-
-    ``probing``: it is not known where the peer's log ends, so one batch at a time is risked. ``behind``: it said
-    that it lacks entries which this log no longer holds.
-    """
-
-    __slots__ = ("behind", "in_flight", "in_flight_bytes", "probing")
-
-    def __init__(self) -> None:
-        self.behind = False
-        self.restart()
-
-    def restart(self) -> None:
-        self.in_flight: deque[tuple[int, int]] = deque()
-        self.in_flight_bytes = 0
-        self.probing = True
-
-    def sent(self, last: int, size: int) -> None:
-        self.in_flight.append((last, size))
-        self.in_flight_bytes += size
-
-    def acknowledged(self, index: int) -> None:
-        self.probing = False
-        while self.in_flight and self.in_flight[0][0] <= index:
-            self.in_flight_bytes -= self.in_flight.popleft()[1]
-
-    @property
-    def open(self) -> bool:
-        if self.probing:
-            return not self.in_flight
-        return self.in_flight_bytes < WINDOW_BYTES
 
 
 class Consensus(SyncObj):  # type: ignore[misc]
@@ -184,8 +90,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self._address = config.address
         self.may_campaign = False
         self.members = Members.none()
-        self._nodes: dict[str, _Member] = {}
-        self._progress: dict[str, _Progress] = {}  # of all members but this one
+        self._nodes: dict[str, MemberNode] = {}
+        self._progress: dict[str, Progress] = {}  # of all members but this one
         self._outlet = Outlet(send)
         # With batches "on" the constructor makes no pipe (audit A9); they are off from then on, see below.
         least = config.election_timeout
@@ -210,16 +116,16 @@ class Consensus(SyncObj):  # type: ignore[misc]
         )
         super().__init__(self._node(config.address), [], conf, transport=self._outlet)
         conf.appendEntriesUseBatch = False
-        self._poller = _NoPoller()
+        self._poller = NoPoller()
         self._restore(applied, applied_term, founders)
         self._follow_members()
         if self.alone:
             self.election_deadline = float("-inf")
 
-    def _node(self, address: str) -> _Member:
+    def _node(self, address: str) -> MemberNode:
         node = self._nodes.get(address)
         if node is None:
-            node = self._nodes[address] = _Member(address)
+            node = self._nodes[address] = MemberNode(address)
         return node
 
     def _restore(self, applied: int | None, applied_term: int | None, founders: Members | None) -> None:
@@ -539,7 +445,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
             if address not in self._progress or (known_as and known_as.id and known_as.id != member.id):
                 # What one disk had says nothing of another.
                 node = self._node(address)
-                self._progress[address] = _Progress()
+                self._progress[address] = Progress()
                 next_index[node], match[node] = self.last_index + 1, 0
                 heard[node] = library.monotonicTime()
         voters = {self._node(address) for address in members.voters if address != self._address}

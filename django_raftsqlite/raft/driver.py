@@ -5,30 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from .admission import ADDRESS, CLUSTER, RENAMED, TAKEN_OVER, cluster_id
+from .admission import CLUSTER
 from .config import RaftConfig, RaftView
 from .consensus import payload_of
+from .delivery import Delivery
 from .filter import ProtocolViolation
 from .handshake import Identity
 from .log import LogFault, RaftLog, StateMismatch
 from .members import ChangeRefused, Members
+from .opening import check_members, make_folder
 from .replica import Replica
 from .session import PeerFault
-from .thread import LoopThread
+from .thread import LoopThread, lower_switch_interval
 from .transport import Transport
 
 logger = logging.getLogger("django_raftsqlite.raft")
-
-SWITCH_INTERVAL = 0.0005
-"""Seconds; see :func:`_lower_switch_interval`."""
 
 
 class RaftDriver:
@@ -75,7 +70,6 @@ class RaftDriver:
         self.config = config
         self._applied = applied
         self._applied_term = applied_term
-        self._on_commit = on_commit
         self._on_message = on_message
         self._on_view = on_view
         self._on_told = on_told
@@ -93,10 +87,7 @@ class RaftDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._interval = config.heartbeat / 2
-        self._commits: deque[tuple[int, int, bytes]] = deque()
-        self._answers: deque[tuple[Callable[[int | None], None], int | None]] = deque()
-        self._reads: dict[int, Callable[[int | None], None]] = {}
-        self._reads_asked = 0
+        self._delivery = Delivery(on_commit)
         self._settle_wanted = False
         self._stopping = False
         self._cut_at = 0
@@ -181,14 +172,12 @@ class RaftDriver:
         ``done(None)`` when this member does not lead, or stops to before a quorum confirmed it (ReadIndex, Raft
         thesis section 6.4). Never calls back at once.
         """
-        self._reads_asked += 1
-        token = self._reads_asked
-        self._reads[token] = done
+        answer = self._delivery.read(done)
         if self._replica is None or self._failed is not None or self._stopping:
-            self._answer(token, None)
+            answer(None)
         else:
             try:
-                self._replica.read_index(lambda index: self._answer(token, index))
+                self._replica.read_index(answer)
             except LogFault as fault:
                 self._fail(str(fault))
         self._want_settle()
@@ -249,28 +238,28 @@ class RaftDriver:
         return self._applied or 0 if self._replica is None else self._replica.applied
 
     def halt(self) -> None:
-        """See :meth:`Replica.halt`."""
-        self._with_replica(lambda replica: replica.halt())
+        """See :meth:`Installation.halt`."""
+        self._with_replica(lambda replica: replica.installation.halt())
 
     @property
     def halted(self) -> bool:
         """Whether nothing is handed over before a snapshot is installed."""
-        return self._replica is not None and self._replica.halted
+        return self._replica is not None and self._replica.installation.halted
 
     @property
     def installable_from(self) -> int:
         """The least index at which a snapshot is of use."""
-        return self.handed_over + 1 if self._replica is None else self._replica.installable_from
+        return self.handed_over + 1 if self._replica is None else self._replica.installation.least
 
     def begin_install(self, index: int, term: int, members: bytes) -> bool:
-        """See :meth:`Replica.begin_install`; after True, :meth:`installed` or :meth:`install_failed` is to follow.
+        """See :meth:`Installation.begin`; after True, :meth:`installed` or :meth:`install_failed` is to follow.
 
         ``members`` is what :meth:`members_at` gave where the snapshot comes from. Raises ValueError.
         """
         at, _, data = members.partition(b" ")
         known = Members.decode(int(at), data)
         begun: list[bool] = []
-        self._with_replica(lambda replica: begun.append(replica.begin_install(index, term, known)))
+        self._with_replica(lambda replica: begun.append(replica.installation.begin(index, term, known)))
         return begun == [True]
 
     def members_at(self, index: int) -> bytes:
@@ -279,14 +268,15 @@ class RaftDriver:
         return b"%d " % members.index + members.encode() if members.index else b""
 
     def change_members(self, make: Callable[[Members], Members]) -> int:
-        """As the leader, change who the members are; the index of the entry that says so. See :meth:`Replica.change`.
+        """As the leader, change who the members are; the index of the entry that says so. See
+        :meth:`Membership.change`.
 
         It is done when that index is committed with this term. Raises ChangeRefused.
         """
         if self._replica is None or self._failed is not None or self._stopping:
             raise ChangeRefused("this node does not lead the group", passing=True)
         try:
-            index = self._replica.change(make)
+            index = self._replica.membership.change(make)
         except LogFault as fault:
             self._fail(str(fault))
             raise ChangeRefused(str(fault)) from fault
@@ -294,29 +284,29 @@ class RaftDriver:
         return index
 
     def meet(self, named: frozenset[str], *, found: bool, search: str | None) -> None:
-        """See :meth:`Replica.meet`."""
-        self._with_replica(lambda replica: replica.meet(named, found=found, search=search))
+        """See :meth:`Membership.meet`."""
+        self._with_replica(lambda replica: replica.membership.meet(named, found=found, search=search))
         self._want_settle()
 
     def transfer(self, to: str | None) -> None:
         """As the leader, have another voter take over, the most suitable one if none is named. Whether it does shows
         in the view."""
-        self._with_replica(lambda replica: replica.hand_over(to))
+        self._with_replica(lambda replica: replica.handover.begin(to))
         self._want_settle()
 
     @property
     def must_cut(self) -> bool:
-        """See :attr:`Replica.must_cut`."""
-        return self._replica is not None and self._failed is None and self._replica.must_cut
+        """See :attr:`Membership.must_cut`."""
+        return self._replica is not None and self._failed is None and self._replica.membership.must_cut
 
     def installed(self, index: int, term: int) -> None:
-        """See :meth:`Replica.installed`."""
-        self._with_replica(lambda replica: replica.installed(index, term))
+        """See :meth:`Installation.done`."""
+        self._with_replica(lambda replica: replica.installation.done(index, term))
         self._want_settle()
 
     def install_failed(self) -> None:
-        """See :meth:`Replica.install_failed`."""
-        self._with_replica(lambda replica: replica.install_failed())
+        """See :meth:`Installation.failed`."""
+        self._with_replica(lambda replica: replica.installation.failed())
         self._want_settle()
 
     def speak(self, protocol: int) -> None:
@@ -329,7 +319,7 @@ class RaftDriver:
 
     def prefer(self, willing: frozenset[str]) -> None:
         """Which peers are known to be not reluctant: leadership is handed to one of them, if possible."""
-        self._with_replica(lambda replica: replica.prefer(willing))
+        self._with_replica(lambda replica: replica.handover.prefer(willing))
 
     @property
     def hears_a_quorum(self) -> bool:
@@ -341,7 +331,7 @@ class RaftDriver:
     @property
     def giving_way(self) -> bool:
         """A reluctant leader is about to hand over: for a moment nothing new should be proposed."""
-        return self._replica is not None and self._failed is None and self._replica.giving_way
+        return self._replica is not None and self._failed is None and self._replica.handover.giving_way
 
     def fail(self, reason: str) -> None:
         """Stop this member because the layer above cannot go on; as a fault of the log does."""
@@ -351,13 +341,13 @@ class RaftDriver:
 
     async def _open(self) -> None:
         config = self.config
-        _make_folder(config.log.parent, config.mode)
+        make_folder(config.log.parent, config.mode)
         self._log = log = RaftLog(config.log, mode=config.mode, durable=config.durable)
         if self._on_sync is not None:
             log.synced = self._on_sync
-        self._check_members(log)
+        check_members(config, log)
         if config.listens:
-            _lower_switch_interval()
+            lower_switch_interval()
             self._transport = Transport(
                 config,
                 self._identity(log, frozenset(config.others), fresh=True),
@@ -384,7 +374,7 @@ class RaftDriver:
             self.config,
             log,
             send=self._transport.send if self._transport is not None else _nowhere,
-            on_commit=self._on_entry,
+            on_commit=self._delivery.entry,
             applied=applied,
             applied_term=self._applied_term,
             room=self._room,
@@ -414,41 +404,10 @@ class RaftDriver:
         seen = (replica.members, admission.waiting, admission.told_leader, admission.named)
         if seen != self._followed:
             self._followed = seen
-            self._transport.follow(self._identity(log, replica.contacts, fresh=replica.admission.begins))
-        if replica.sessions_stale:
-            replica.sessions_stale = False
+            self._transport.follow(self._identity(log, admission.contacts, fresh=admission.begins))
+        if replica.membership.sessions_stale:
+            replica.membership.sessions_stale = False
             self._transport.renew()
-
-    def _check_members(self, log: RaftLog) -> None:
-        """What the log knows of the members holds, and not the settings; raises ValueError where they cannot both
-        be meant."""
-        config, stored = self.config, log.members
-        address = (log.get_meta(ADDRESS) or config.address.encode()).decode()
-        if stored.voters and len(stored.all) == 1 and config.address not in stored:
-            # Nobody else knows it by its address.
-            stored = Members(stored.index, tuple(replace(member, address=config.address) for member in stored))
-            log.found(stored)
-            log.set_meta(RENAMED, b"1")
-        elif address != config.address:
-            raise ValueError(
-                f"The log {config.log} is that of the member {address}, not of {config.address}. Restore the old "
-                "address; or have it removed from the group, move the folder away, and join with the new one."
-            )
-        log.set_meta(ADDRESS, config.address.encode())
-        log.sync()
-        begins = log.last_index <= 1 and stored.founding and bool(stored.index)
-        if begins and not config.seeks and stored.voters != set(config.peers):
-            before, now = (", ".join(sorted(addresses)) for addresses in (stored.voters, config.peers))
-            raise ValueError(
-                f"The log {config.log} was made for a new group of {before}, which it did not hear of since, and the "
-                f"settings say {now}. Restore the old peers setting, or move the folder away to begin anew."
-            )
-        if log.get_meta(CLUSTER) is None and config.peers:
-            alone = config.peers == (config.address,)
-            log.set_meta(CLUSTER, secrets.token_bytes(16) if alone else cluster_id(config.peers))
-            if config.taken_over:
-                log.set_meta(TAKEN_OVER, b"1")
-            log.sync()
 
     async def _close(self) -> None:
         self._stopping = True
@@ -471,8 +430,7 @@ class RaftDriver:
         finally:
             if self._log is not None:
                 self._log.close()
-        for token in list(self._reads):
-            self._answer(token, None)
+        self._delivery.give_up_reads()
 
     async def _hand_over(self, timeout: float) -> None:
         replica = self._replica
@@ -481,7 +439,7 @@ class RaftDriver:
         deadline = self.loop.time() + timeout
         while self.view.role == "leader" and self.view.connected & self.view.members.voters:
             # Again and again: a peer that is asked must have the whole log, and writes may still come in.
-            self._with_replica(lambda replica: replica.transfer_leadership())
+            self._with_replica(lambda replica: replica.handover.to_whoever_is_ready())
             self._settle()
             if self.loop.time() > deadline:
                 logger.warning("Leadership was not taken over within %.1f seconds", timeout)
@@ -591,46 +549,25 @@ class RaftDriver:
         replica = None if self._failed is not None or self._stopping else self._replica
         self._thread.expect(replica is not None and replica.awaits_acknowledgement)
 
-    # What the replica says, told outside of it
-
-    def _on_entry(self, index: int, term: int, payload: bytes) -> None:
-        self._commits.append((index, term, payload))
-
-    def _answer(self, token: int, index: int | None) -> None:
-        done = self._reads.pop(token, None)
-        if done is not None:
-            self._answers.append((done, index))
-
     def _deliver(self) -> None:
-        commits, answers = self._commits, self._answers
-        if commits:
+        delivery = self._delivery
+        if delivery.commits:
             self._run_calls()  # what came meanwhile may go with what waited for these
-        while commits:
-            index, term, payload = commits.popleft()
-            try:
-                self._on_commit(index, term, payload)
-            except Exception as error:
-                logger.exception("Entry %d could not be handed on", index)
-                # The entries after it would be applied to a state that lacks it.
-                commits.clear()
-                self._fail(f"entry {index} could not be handed on: {error!r}")
+            problem = delivery.hand_on_entries()
+            if problem is not None:
+                self._fail(problem)
         # After on_commit: the entries that it proposed, if any, have told it as well.
         self._with_replica(lambda replica: replica.announce())
         self._send_corked()
         self._on_told()
-        while answers:
-            done, answer = answers.popleft()
-            try:
-                done(answer)
-            except Exception:
-                logger.exception("A read index could not be handed on")
+        delivery.hand_on_answers()
 
     def _announce(self) -> None:
         if self._stopping:
             return
         assert self._replica is not None
         failed = self._failed
-        seen = self._replica.place if failed is None else (failed.role, failed.term)
+        seen = self._replica.standing.place if failed is None else (failed.role, failed.term)
         if seen == self._told:
             return
         self._told = seen
@@ -670,30 +607,3 @@ class RaftDriver:
 
 def _nowhere(_peer: str, _message: dict[str, Any]) -> bool:
     return False
-
-
-def _make_folder(folder: Path, mode: int) -> None:
-    """Create the folder, searchable by whom ``mode`` lets read, whatever the umask; one that exists is kept."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    searchable = mode | (mode & 0o444) >> 2
-    try:
-        folder.mkdir(searchable)
-    except FileExistsError:
-        return
-    folder.chmod(searchable)
-
-
-_switch_interval_lowered = False
-
-
-def _lower_switch_interval() -> None:
-    """Let the loop's thread take the GIL sooner from a thread that computes.
-
-    A commit has about four hand-overs between threads. At CPython's default of 5 ms each one costs 5 ms as soon
-    as one other thread is busy (a template being rendered); at 0.5 ms, 0.6 ms. Once per process, so that a value that
-    the application sets afterwards stays.
-    """
-    global _switch_interval_lowered  # noqa: PLW0603 - the setting is the process's, too
-    if not _switch_interval_lowered:
-        _switch_interval_lowered = True
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))

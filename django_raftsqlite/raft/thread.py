@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import selectors
+import sys
 import threading
 import weakref
 from collections import deque
@@ -15,6 +16,9 @@ from concurrent.futures import Future
 from typing import Any
 
 logger = logging.getLogger("django_raftsqlite.raft")
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds; see :func:`lower_switch_interval`."""
 
 _threads: weakref.WeakSet[LoopThread] = weakref.WeakSet()
 
@@ -191,3 +195,19 @@ def _leave_to_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+_switch_interval_lowered = False
+
+
+def lower_switch_interval() -> None:
+    """Let the loop's thread take the GIL sooner from a thread that computes.
+
+    A commit has about four hand-overs between threads. At CPython's default of 5 ms each one costs 5 ms as soon
+    as one other thread is busy (a template being rendered); at 0.5 ms, 0.6 ms. Once per process, so that a value that
+    the application sets afterwards stays.
+    """
+    global _switch_interval_lowered  # noqa: PLW0603 - the setting is the process's, too
+    if not _switch_interval_lowered:
+        _switch_interval_lowered = True
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -42,7 +41,7 @@ from .entry import (
     decode_transaction,
     encode_outcome,
 )
-from .errors import ForeignWrite, MalformedEntry, NodeFault
+from .errors import MalformedEntry, NodeFault
 from .functions import Registrar
 from .ledger import Ledger
 from .parts import Incomplete, Part, Parted, PartTable, decode_part, decode_parted
@@ -61,7 +60,8 @@ from .tables import (
     save_state,
 )
 from .transactions import Decision, Runner, TransactionLost, fault, verbs
-from .wal import begun_anew, sync
+from .wal import sync
+from .watch import Watch
 
 LARGEST_KEPT = 64 * 1024
 """Bytes of an encoded outcome that are kept with its rows; a larger one is kept without them."""
@@ -95,7 +95,8 @@ class StateMachine:
     entry is applied exactly once whatever happens in between. File, digest and outcomes after an entry follow from
     the entries alone: not from how they were batched, nor from restarts, nor from what else this process did.
 
-    ``verifications`` names those that the entry applied last ordered: of the state after it.
+    ``watch`` tells whether something else wrote to the file, and is asked before each entry. ``verifications`` names
+    those that the entry applied last ordered: of the state after it.
 
     One thread at a time. Readers and scratch have connections of their own; scratch must be rolled back before
     :meth:`apply`.
@@ -130,8 +131,7 @@ class StateMachine:
             self._wal = Path(self._connection.filename_wal)
             create(self._connection)
             self._runner = Runner(self._connection)
-            self._data_version = self._read_data_version()
-            self._files = self._identify_files()
+            self.watch = Watch(self._path, self._connection)
             self._layout = layout_of(self._connection)
             self._load()
         except BaseException:
@@ -235,7 +235,7 @@ class StateMachine:
         try:
             return self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         finally:
-            self._note_files()
+            self.watch.note()
 
     def empty_wal(self, keep_waiting: Callable[[], bool]) -> bool:
         """Write all of the WAL back and truncate it to nothing; False where its readers did not end in time.
@@ -245,7 +245,7 @@ class StateMachine:
         Raises ForeignWrite; scratch must be rolled back.
         """
         connection = self._connection
-        self._check_before()
+        self.watch.check_before()
         connection.set_busy_handler(lambda _attempt: keep_waiting())
         try:
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -253,7 +253,7 @@ class StateMachine:
             return False
         finally:
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
-            self._note_files()
+            self.watch.note()
         return True
 
     @property
@@ -269,8 +269,7 @@ class StateMachine:
         old or the new one; after OSError it may be the old one again when the machine loses its power. Raises
         ForeignWrite, NoSpace, apsw.Error, and NodeFault for a copy that is not newer, or has another layout.
         """
-        self._check_files()
-        self._check_before()
+        self.watch.check()
         self._runner.statement = "a copy of another node's database"
         try:
             self._take_over(copy, go_on)
@@ -282,8 +281,7 @@ class StateMachine:
     def _taken_over(self) -> None:
         self._load()
         self._runner.forget_all()
-        self._note_files()
-        self._data_version = self._read_data_version()
+        self.watch.reset()
 
     def replace(self, copy: Path, go_on: Callable[[], object]) -> None:
         """Put another node's copy in the place of the file, whatever has become of that, and have it on the disk.
@@ -302,21 +300,6 @@ class StateMachine:
         finally:
             self._open()
         self.sync()
-
-    def looks_changed(self) -> bool:
-        """Whether :meth:`check` may find something; cheap, and keeps nobody waiting. Raises ForeignWrite,
-        apsw.Error.
-        """
-        self._check_files()
-        return self._read_data_version() != self._data_version
-
-    def check(self) -> None:
-        """Look whether the file is still the one that this node alone wrote to. Raises ForeignWrite and apsw.Error.
-
-        Scratch must be rolled back.
-        """
-        self._check_files()
-        self._check_before()
 
     def _take_over(self, copy: Path, go_on: Callable[[], object]) -> None:
         found = inspect_copy(copy)
@@ -404,7 +387,7 @@ class StateMachine:
             raise MalformedEntry("a solo entry holds one item")
         self._check_protocol(entry)
         wanted = [_wanted(item) for item in entry.items]
-        self._check_files()
+        self.watch.check_files()
         draft = self._draft(index, term, entry)
         if entry.solo and isinstance(wanted[0], Restore) and self._settled(draft, wanted[0].request) is None:
             refused = self._restore(draft, wanted[0])
@@ -417,14 +400,14 @@ class StateMachine:
         # changes nothing the second time.
         if alone is not None and not forced and "VACUUM" in verbs(alone.statements):
             if self._settled(draft, alone.request) is None:
-                self._check_before()
+                self.watch.check_before()
                 try:
                     forced[0] = runner.vacuum(alone)
                 finally:
-                    self._note_files()
+                    self.watch.note()
             draft = self._draft(index, term, entry)
         runner.begin({} if alone is None else alone.pragmas)
-        self._check_data_version()
+        self.watch.check_data_version()
         answers: list[tuple[RequestId, Outcome]] = []
         for position, (item, asked) in enumerate(zip(entry.items, wanted, strict=True)):
             if asked is None:
@@ -440,7 +423,7 @@ class StateMachine:
             answers.append((asked.request, outcome))
         self._save(draft)
         runner.commit()
-        self._note_files()
+        self.watch.note()
         self._state = draft.state
         self.verifications = draft.verifications
         self._origins = draft.ledger.merged()
@@ -482,7 +465,7 @@ class StateMachine:
                 save_state(connection, state)
 
             give_state(staged, self._connection, save)
-            self._check_before()
+            self.watch.check_before()
             self._take_over(staged, lambda: None)
         except Incomplete as incomplete:
             return Decision(Outcome(Status.INCOMPLETE, message=str(incomplete)))
@@ -582,56 +565,6 @@ class StateMachine:
             origin = draft.ledger.origin(request.origin)
             if origin is None or request.sequence < origin.low_water:
                 draft.parts.drop(request)
-
-    # What must not happen to the file, and is noticed before it is written to again.
-
-    def _check_files(self) -> None:
-        try:
-            found = self._identify_files()
-        except OSError as error:
-            raise ForeignWrite(f"{error.filename} is gone") from error
-        if found != self._files:
-            same = [before[:3] == now[:3] for before, now in zip(self._files, found, strict=True)]
-            if all(same):
-                raise ForeignWrite(f"something else wrote to {self._path}")
-            raise ForeignWrite(f"{self._path} or its -wal is another file than the one this node opened")
-
-    def _check_data_version(self) -> None:
-        # Within our transaction, so that nothing can happen in between. Own commits do not change it, nor do
-        # transactions of scratch, which are rolled back (https://sqlite.org/pragma.html#pragma_data_version), but for
-        # a large one that was the first to write after a complete checkpoint: it begins the WAL anew.
-        found = self._read_data_version()
-        if found != self._data_version:
-            if not begun_anew(self._wal):
-                raise ForeignWrite(f"something else wrote to {self._path}")
-            self._data_version = found
-
-    def _check_before(self) -> None:
-        """:meth:`_check_data_version`, before what changes the WAL outside of our transactions."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._check_data_version()
-        finally:
-            self._connection.execute("ROLLBACK")
-
-    def _read_data_version(self) -> int:
-        version: Any = self._connection.execute("PRAGMA data_version").fetchall()[0][0]
-        return int(version)
-
-    def _identify_files(self) -> tuple[tuple[int, ...], ...]:
-        # By name, never opened: closing a descriptor would drop SQLite's locks in this process. Only checkpoints
-        # write to the database itself, and they run on this connection; scratch may write to the WAL.
-        names = self._connection.filename, self._connection.filename_wal
-        database, wal = (os.stat(name) for name in names)  # noqa: PTH116
-        return (
-            (database.st_dev, database.st_ino, database.st_nlink, database.st_size, database.st_mtime_ns),
-            (wal.st_dev, wal.st_ino, wal.st_nlink),
-        )
-
-    def _note_files(self) -> None:
-        """After anything that may have run a checkpoint."""
-        with suppress(OSError):  # the next check will tell
-            self._files = self._identify_files()
 
 
 _Asked = Transaction | Parted | Part | Restore

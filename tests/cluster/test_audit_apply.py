@@ -12,8 +12,8 @@ import pysyncobj.pickle
 import pytest
 from pysyncobj import FAIL_REASON
 
-from django_raftsqlite.raft.consensus import PINNED_SHA256, PINNED_VERSION, check_library
 from django_raftsqlite.raft.filter import ProtocolViolation
+from django_raftsqlite.raft.pinned import PINNED_SHA256, PINNED_VERSION, check_library
 from tests.support.audit import Bare, Clock, Entry, Shell, acknowledge, append_entries, standing_clock
 from tests.support.simulation import Simulation
 

@@ -233,10 +233,10 @@ def test_leadership_is_handed_over_without_an_election_timeout(tmp_path: Path) -
         simulation.propose(b"x")
         simulation.run(0.3)
         asked = simulation.now
-        assert simulation[old].transfer_leadership()
+        assert simulation[old].handover.to_whoever_is_ready()
         simulation.run_until(lambda: simulation.leader() not in (None, old))
         assert simulation.now - asked < 0.1
-        assert not simulation[old].transfer_leadership(), "it leads no more"
+        assert not simulation[old].handover.to_whoever_is_ready(), "it leads no more"
 
 
 def test_leadership_is_not_handed_to_who_lacks_entries(clock: Clock, shell: Shell) -> None:
@@ -245,9 +245,9 @@ def test_leadership_is_not_handed_to_who_lacks_entries(clock: Clock, shell: Shel
     shell.receive("b", acknowledge(2))
     shell.replica.propose(b"x")
     shell.replica.flush()
-    assert not shell.replica.transfer_leadership()
+    assert not shell.replica.handover.to_whoever_is_ready()
     shell.receive("c", acknowledge(3))
-    assert shell.replica.transfer_leadership()
+    assert shell.replica.handover.to_whoever_is_ready()
     assert [peer for peer, m in shell.sent if m["type"] == "timeout_now"] == ["c"]
 
 

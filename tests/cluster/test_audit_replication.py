@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pysyncobj.journal import MemoryJournal
 
-from django_raftsqlite.raft.consensus import BATCH_BYTES, WINDOW_BYTES
 from django_raftsqlite.raft.filter import ProtocolViolation
 from django_raftsqlite.raft.log import MAX_ENTRY, LogFault
+from django_raftsqlite.raft.progress import BATCH_BYTES, WINDOW_BYTES
 from tests.support.audit import (
     Bare,
     Clock,

@@ -116,16 +116,16 @@ def test_r6_the_bare_library_empties_its_log_after_a_crash_between_dump_and_cut(
 def test_r4_a_snapshot_that_is_older_than_what_was_handed_over_is_refused(clock: Clock, shell: Shell) -> None:
     shell.receive("b", append_entries(1, (1, 0), [(b"\x00x", 2, 1), (b"\x00y", 3, 1)], commit=3))
     assert [entry[0] for entry in shell.handed] == [1, 2, 3]
-    assert not shell.replica.begin_install(3, 1, shell.log.members)
-    assert not shell.replica.begin_install(2, 1, shell.log.members)
+    assert not shell.replica.installation.begin(3, 1, shell.log.members)
+    assert not shell.replica.installation.begin(2, 1, shell.log.members)
 
 
 def test_r4_entries_behind_a_snapshot_that_the_log_leads_up_to_are_kept(clock: Clock, shell: Shell) -> None:
     """They were acknowledged: the leader may count on them (Raft paper figure 13, step 6)."""
     entries = [(b"\x00%d" % index, index, 1) for index in range(2, 8)]
     shell.receive("b", append_entries(1, (1, 0), entries, commit=1))
-    assert shell.replica.begin_install(4, 1, shell.log.members)
-    shell.replica.installed(4, 1)
+    assert shell.replica.installation.begin(4, 1, shell.log.members)
+    shell.replica.installation.done(4, 1)
     shell.receive("b", append_entries(1, (7, 1), commit=7))
     assert (shell.log.first_index, shell.log.last_index) == (1, 7)
     assert [entry[0] for entry in shell.handed] == [1, 5, 6, 7]
@@ -134,18 +134,18 @@ def test_r4_entries_behind_a_snapshot_that_the_log_leads_up_to_are_kept(clock: C
 def test_r4_entries_of_another_history_go_with_what_the_snapshot_replaces(clock: Clock, shell: Shell) -> None:
     entries = [(b"\x00%d" % index, index, 1) for index in range(2, 8)]
     shell.receive("b", append_entries(1, (1, 0), entries, commit=1))
-    assert shell.replica.begin_install(4, 2, shell.log.members)
-    shell.replica.installed(4, 2)
+    assert shell.replica.installation.begin(4, 2, shell.log.members)
+    shell.replica.installation.done(4, 2)
     assert (shell.log.first_index, shell.log.last_index, shell.commit_index) == (4, 4, 4)
     shell.receive("c", append_entries(2, (4, 2), [(b"\x00next", 5, 2)], commit=5))
     assert shell.handed[-1] == (5, 2, b"next")
 
 
 def test_r6_what_is_about_to_be_installed_is_on_the_disk_of_the_log_first(clock: Clock, shell: Shell) -> None:
-    assert shell.replica.begin_install(9, 3, shell.log.members)
+    assert shell.replica.installation.begin(9, 3, shell.log.members)
     assert not shell.log.dirty
     assert shell.log.get_meta("installing") == b"9 3"
-    assert not shell.replica.begin_install(10, 3, shell.log.members), "one at a time"
+    assert not shell.replica.installation.begin(10, 3, shell.log.members), "one at a time"
 
 
 # R18, R19: a member that needs a snapshot

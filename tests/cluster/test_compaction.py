@@ -234,10 +234,10 @@ def test_nothing_is_handed_over_while_a_snapshot_is_installed(group: Simulation)
     member.has_room = True
     state = len(member.state)
     index, term = len(group.members[leader].state), group.members[leader].state[-1][0]
-    assert group[lagging].begin_install(index, term, group[leader].log.members_at(index))
+    assert group[lagging].installation.begin(index, term, group[leader].log.members_at(index))
     group.run(1.0)
     assert len(member.state) == state
-    group[lagging].install_failed()
+    group[lagging].installation.failed()
     group.run(1.0)
     assert len(member.state) == index
 
@@ -249,8 +249,8 @@ def test_a_snapshot_that_is_not_newer_is_refused(group: Simulation) -> None:
     follower = next(address for address in "abc" if address != leader)
     index = len(group.members[follower].state)
     for old in (1, index - 1, index):
-        assert not group[follower].begin_install(old, 1, group[leader].members)
-    assert not group[leader].begin_install(index + 5, 9, group[leader].members)
+        assert not group[follower].installation.begin(old, 1, group[leader].members)
+    assert not group[leader].installation.begin(index + 5, 9, group[leader].members)
     assert group.members[follower].log.get_meta("installing") is None
 
 
@@ -264,7 +264,7 @@ def test_a_crash_while_a_snapshot_is_installed_leaves_the_old_state_or_the_new(
     taken = list(group.members[leader].state)
     index, term = len(taken), taken[-1][0]
     before = len(group.members[lagging].state)
-    assert group[lagging].begin_install(index, term, group[leader].log.members_at(index))
+    assert group[lagging].installation.begin(index, term, group[leader].log.members_at(index))
     if replaced:
         group.members[lagging].state = list(taken)
         group.members[lagging].kept = index
@@ -306,7 +306,7 @@ def test_the_place_of_a_lagging_member_is_found_in_a_few_round_trips(group: Simu
     first = group.elect()
     fill(group, 300)
     # This one began to lead with the common entries alone; the next one begins far beyond them.
-    group.act(first, lambda replica: replica.transfer_leadership())
+    group.act(first, lambda replica: replica.handover.to_whoever_is_ready())
     group.run_until(lambda: group.leader() not in (old, first))
     leader = group.elect()
     group.trace = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from django_raftsqlite.raft import driver as driver_module
+from django_raftsqlite.raft import thread as thread_module
 from django_raftsqlite.raft.admission import cluster_id
 from django_raftsqlite.raft.config import RaftConfig
 from django_raftsqlite.raft.driver import RaftDriver
@@ -586,7 +586,7 @@ def test_audit_r15_a_loop_that_stood_still_does_not_depose_its_leader(
 def test_the_switch_interval_is_lowered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the first group of several members only, and never again: what the application sets later stays."""
     before = sys.getswitchinterval()
-    monkeypatch.setattr(driver_module, "_switch_interval_lowered", False)
+    monkeypatch.setattr(thread_module, "_switch_interval_lowered", False)
     try:
         sys.setswitchinterval(0.005)
         with Group(tmp_path / "one", count=1, secret=None) as group:
@@ -594,7 +594,7 @@ def test_the_switch_interval_is_lowered_once(tmp_path: Path, monkeypatch: pytest
             assert sys.getswitchinterval() == pytest.approx(0.005)
         with Group(tmp_path / "three") as group:
             group.members[0].start()
-            assert sys.getswitchinterval() == pytest.approx(driver_module.SWITCH_INTERVAL)
+            assert sys.getswitchinterval() == pytest.approx(thread_module.SWITCH_INTERVAL)
             sys.setswitchinterval(0.004)
             group.members[1].start()
             assert sys.getswitchinterval() == pytest.approx(0.004)

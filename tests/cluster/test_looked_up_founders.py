@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from django_raftsqlite.raft.replica import Replica
+from django_raftsqlite.raft.elections import Elections
 from tests.support.simulation import Simulation
 
 FOUNDERS = 3
@@ -22,7 +22,7 @@ def seekers(addresses: Iterable[str], folder: Path, seed: int = 1) -> Simulation
 def tell(simulation: Simulation, address: str, named: Collection[str]) -> None:
     """What a look-up gave to a node, which weighs it as :func:`~django_raftsqlite.node.seeking.weigh` does."""
     found = len(named) == FOUNDERS and address in named
-    simulation.act(address, lambda replica: replica.meet(frozenset(named), found=found, search=None))
+    simulation.act(address, lambda replica: replica.membership.meet(frozenset(named), found=found, search=None))
 
 
 def led(simulation: Simulation) -> set[str]:
@@ -164,7 +164,7 @@ def test_without_the_rule_that_all_founders_must_be_there_two_groups_come_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the tests above can fail."""
-    monkeypatch.setattr(Replica, "_missing_founders", lambda _: frozenset())
+    monkeypatch.setattr(Elections, "missing_founders", lambda _: frozenset())
     with pytest.raises(AssertionError), seekers((A, B, C, D), tmp_path) as simulation:
         for address, named in ((A, (A, B, C)), (B, (A, B, C)), (C, (A, C, D)), (D, (A, C, D))):
             tell(simulation, address, named)

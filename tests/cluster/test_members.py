@@ -160,11 +160,11 @@ def test_m1_a_second_change_is_refused_until_the_first_is_committed(tmp_path: Pa
     with Simulation("abc", tmp_path, seed=5) as simulation:
         leader = simulation.elect()
         simulation.run(0.5)
-        simulation[leader].change(lambda members: members.add("d:1", learner=True))
+        simulation[leader].membership.change(lambda members: members.add("d:1", learner=True))
         with pytest.raises(ChangeRefused, match="under way"):
-            simulation[leader].change(lambda members: members.add("e:1", learner=True))
+            simulation[leader].membership.change(lambda members: members.add("e:1", learner=True))
         simulation.run(0.5)
-        simulation[leader].change(lambda members: members.add("e:1", learner=True))
+        simulation[leader].membership.change(lambda members: members.add("e:1", learner=True))
 
 
 def test_m3_no_change_before_an_entry_of_the_leaders_own_term_is_committed(tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_m3_no_change_before_an_entry_of_the_leaders_own_term_is_committed(tmp_p
     with standing_clock() as clock, Shell(tmp_path) as shell:
         shell.elect(clock)
         with pytest.raises(ChangeRefused, match="just been elected"):
-            shell.replica.change(lambda members: members.add("d:1", learner=True))
+            shell.replica.membership.change(lambda members: members.add("d:1", learner=True))
         shell.receive("b", acknowledge(2))
-        shell.replica.change(lambda members: members.add("d:1", learner=True))
+        shell.replica.membership.change(lambda members: members.add("d:1", learner=True))
 
 
 def test_a_change_after_which_nothing_could_be_committed_is_refused(tmp_path: Path) -> None:
@@ -185,10 +185,10 @@ def test_a_change_after_which_nothing_could_be_committed_is_refused(tmp_path: Pa
         simulation.crash(one)
         simulation.run(2)
         with pytest.raises(ChangeRefused, match="only 1 are in reach"):
-            simulation[leader].change(lambda members: members.remove(other))
+            simulation[leader].membership.change(lambda members: members.remove(other))
         with pytest.raises(ChangeRefused, match="is not a member; the members are a, b, c"):
-            simulation[leader].change(lambda members: members.remove("z"))
-        simulation[leader].change(lambda members: members.remove(one))
+            simulation[leader].membership.change(lambda members: members.remove("z"))
+        simulation[leader].membership.change(lambda members: members.remove(one))
 
 
 def test_the_last_voter_is_not_removed(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_the_last_voter_is_not_removed(tmp_path: Path) -> None:
         simulation.elect()
         simulation.run(0.5)
         with pytest.raises(ChangeRefused, match="only voter"):
-            simulation["a"].change(lambda members: members.remove("a"))
+            simulation["a"].membership.change(lambda members: members.remove("a"))
 
 
 # What the log knows
@@ -355,6 +355,42 @@ def test_it_is_not_admitted_where_the_settings_say_so(tmp_path: Path) -> None:
         assert simulation[lost].view.waiting, "it remembers"
 
 
+def test_who_is_admitted_is_not_sent_away_in_a_session_that_began_before(tmp_path: Path) -> None:
+    """Members whose sessions are older take it for a stranger in those, though they know it by its present disk."""
+    not_member = {"type": "not_member", "index": 5, "id": member_id("x")}
+    join_reply = {
+        "type": "join_reply",
+        "index": 19,
+        "leader": "b",
+        "refused": "",
+        "cluster": b"",
+        "members": [*"abc"],
+    }
+    with Shell(tmp_path) as shell:
+        shell.receive("b", not_member)
+        assert shell.replica.admission.waiting
+        shell.receive("b", join_reply)
+        assert not shell.replica.admission.waiting
+        shell.receive("c", {**not_member, "index": 39, "id": shell.log.member_id})
+        assert shell.replica.admission.removed is None
+        shell.receive("c", {**not_member, "index": 40, "id": member_id("y")})
+        assert "another folder was admitted" in (shell.replica.admission.removed or "")
+
+
+def test_a_member_in_a_strangers_session_is_not_told_that_it_is_none(tmp_path: Path) -> None:
+    with standing_clock() as clock, Shell(tmp_path) as shell:
+        shell.elect(clock)
+        shell.receive("b", acknowledge(2))
+        shell.tick()
+        shell.receive("b", acknowledge(3))
+        assert all(member.id for member in shell.replica.members)
+        for peer, disk in (("b", "b"), ("c", "x")):
+            shell.replica.disconnected(peer)
+            shell.replica.connected(peer, member_id(disk), same_group=False)
+        shell.tick()
+        assert [peer for peer, message in shell.sent if message["type"] == "not_member"] == ["c"]
+
+
 def test_an_answer_of_a_member_with_another_disk_counts_for_nothing(tmp_path: Path) -> None:
     with standing_clock() as clock, Shell(tmp_path) as shell:
         shell.elect(clock)
@@ -385,7 +421,7 @@ def test_nothing_committed_is_lost_while_members_come_and_go(tmp_path: Path, see
         leader = simulation.elect()
         simulation.run_until(lambda: all(m.id for m in simulation[leader].members))
         simulation.run(0.5)
-        names = iter("defghijkl")
+        names = (f"{letter}:1" for letter in "defghijkl")
         proposed = 0
         for _ in range(40):
             simulation.run(chance.uniform(0, 0.6))
@@ -401,7 +437,7 @@ def test_nothing_committed_is_lost_while_members_come_and_go(tmp_path: Path, see
                 case "remove" if leading is not None and len(simulation.voters()) > 2:
                     gone = chance.choice(sorted(simulation.voters()))
                     try:
-                        simulation[leading].change(lambda members, gone=gone: members.remove(gone))
+                        simulation[leading].membership.change(lambda members, gone=gone: members.remove(gone))
                     except ChangeRefused:
                         continue
                 case "crash" if len(running) > 2:

@@ -435,7 +435,7 @@ def test_what_a_transaction_has_locked_stays_locked_while_leadership_moves(tmp_p
                 assert time.monotonic() < give_up, "leadership does not move"
                 number, before = trio.leader(), len(done)
                 driver = trio.host(number)._driver
-                driver.call(driver._with_replica, lambda replica: replica.transfer_leadership())
+                driver.call(driver._with_replica, lambda replica: replica.handover.to_whoever_is_ready())
                 eventually(lambda before=before: failures or len(done) > before + 20, "writes go on")
                 transfers += 1
         finally:

@@ -29,7 +29,7 @@ def tell(simulation: Simulation, reluctant: str) -> None:
     """What the nodes tell each other of themselves."""
     for address, member in simulation.members.items():
         if member.replica is not None:
-            member.replica.prefer(frozenset(simulation.addresses) - set(reluctant) - {address})
+            member.replica.handover.prefer(frozenset(simulation.addresses) - set(reluctant) - {address})
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -108,7 +108,7 @@ def test_a_reluctant_leader_that_takes_nothing_new_meanwhile_hands_over_under_lo
         for number in range(2000):
             if simulation.leader() == heir:
                 break
-            if not simulation[leader].giving_way:
+            if not simulation[leader].handover.giving_way:
                 simulation.propose(b"%d" % number, leader)
             simulation.run(0.001)
         assert simulation.leader() == heir
@@ -121,8 +121,8 @@ def test_leadership_is_handed_over_to_a_willing_member_if_possible(tmp_path: Pat
             old = simulation.elect()
             simulation.run(0.3)
             heir = simulation.random.choice([a for a in "abcde" if a != old])
-            simulation[old].prefer(frozenset({heir}))
-            assert simulation[old].transfer_leadership()
+            simulation[old].handover.prefer(frozenset({heir}))
+            assert simulation[old].handover.to_whoever_is_ready()
             simulation.run_until(lambda s=simulation, old=old: s.leader() not in (None, old))
             assert simulation.leader() == heir, f"seed {seed}"
 

@@ -170,7 +170,7 @@ class Faults:
         """The leader hands over."""
         host = machine.host
         if host is not None and machine.replica is not None:
-            host._driver.call(lambda: host._driver._with_replica(lambda replica: replica.transfer_leadership()))
+            host._driver.call(host._driver._with_replica, lambda replica: replica.handover.to_whoever_is_ready())
 
     # Disks
 

@@ -19,7 +19,7 @@ import apsw
 import pysyncobj.syncobj as library
 
 from django_raftsqlite.node import archive, calls, fingerprint, host, process, snapshot_source, snapshot_target
-from django_raftsqlite.raft import consensus, driver
+from django_raftsqlite.raft import driver, pinned
 from django_raftsqlite.raft import log as raft_log
 from django_raftsqlite.sqlite import clock, connections, copying, wal
 
@@ -160,11 +160,11 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
         put(library, "monotonicTime", threads.time.monotonic)
         put(library, "random", chance)
         # Sets of members are gone through in the order of their hashes, which must not be addresses in memory.
-        put(consensus._Member, "__hash__", lambda member: zlib.crc32(member.id.encode()))
+        put(pinned.MemberNode, "__hash__", lambda member: zlib.crc32(member.id.encode()))
         put(driver, "LoopThread", partial(LoopThread, world))
         put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, identity, **calls))
         put(driver, "RaftLog", BoundLog)
-        put(driver, "_lower_switch_interval", lambda: None)
+        put(driver, "lower_switch_interval", lambda: None)
         put(clock, "VFS_NAME", disk.VFS_NAME)
         put(clock, "_system_random", chance)
         put(raft_log, "apsw", Substitute(apsw, Connection=partial(tracked, apsw.Connection, vfs=disk.VFS_NAME)))

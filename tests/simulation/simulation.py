@@ -18,7 +18,7 @@ import apsw
 from django_raftsqlite.dbapi.connection import Connection
 from django_raftsqlite.node import archive, compaction, snapshot_source, startup
 from django_raftsqlite.node import process as process_module
-from django_raftsqlite.raft import consensus
+from django_raftsqlite.raft import consensus, progress
 from django_raftsqlite.sqlite import connections, parts, restoring
 
 from .aftermath import Aftermath
@@ -328,7 +328,7 @@ def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     if scenario.archive:
         settings += [(archive, "SEGMENT_BYTES", 3000), (archive, "LONGEST_RETRY", 1.0)]
     if scenario.small_batches:
-        settings += [(consensus, "BATCH_BYTES", 2000), (consensus, "WINDOW_BYTES", 5000)]
+        settings += [(consensus, "BATCH_BYTES", 2000), (progress, "WINDOW_BYTES", 5000)]
     if scenario.small_parts:
 
         def small(*arguments: Any, **keywords: Any) -> Any:

@@ -10,17 +10,20 @@ from django_raftsqlite.node.applier import Applier
 from django_raftsqlite.node.snapshot_target import SnapshotTarget
 from django_raftsqlite.node.suspicion import Mark
 from django_raftsqlite.node.verification import Verification
-from django_raftsqlite.raft import changes, consensus, replica
+from django_raftsqlite.raft import changes, consensus, outbox, progress, replica
 from django_raftsqlite.raft import filter as filters
 from django_raftsqlite.raft.consensus import Consensus
 from django_raftsqlite.raft.driver import RaftDriver
+from django_raftsqlite.raft.elections import Elections
 from django_raftsqlite.raft.filter import Filter
 from django_raftsqlite.raft.log import RaftLog
 from django_raftsqlite.raft.members import Members
 from django_raftsqlite.raft.reads import ReadIndex
 from django_raftsqlite.raft.replica import Replica
+from django_raftsqlite.raft.rounds import ReadRounds
 from django_raftsqlite.sqlite.ledger import Ledger
 from django_raftsqlite.sqlite.machine import StateMachine
+from django_raftsqlite.sqlite.watch import Watch
 
 Patch = tuple[Any, str, Any]
 
@@ -90,7 +93,7 @@ def next_index_unbounded() -> list[Patch]:
 
 
 def promises_at_once() -> list[Patch]:
-    return [(replica, "PROMISES", frozenset())]
+    return [(outbox, "PROMISES", frozenset())]
 
 
 def leader_counts_first() -> list[Patch]:
@@ -99,7 +102,7 @@ def leader_counts_first() -> list[Patch]:
     def flush(self: Any) -> None:
         if self._work or self._raft.is_leader:
             self._work = False
-            self._gate_election()
+            self._elections.gate()
             self._raft.doTick(0.0)
         original(self)
 
@@ -121,18 +124,18 @@ def votes_uncounted() -> list[Patch]:
 
 
 def no_stickiness() -> list[Patch]:
-    return [(Replica, "leader_alive", property(lambda _self: False))]
+    return [(Elections, "leader_alive", property(lambda _self: False))]
 
 
 def no_prevote() -> list[Patch]:
     def gate(self: Any) -> None:
         self._raft.may_campaign = True
 
-    return [(Replica, "_gate_election", gate)]
+    return [(Elections, "gate", gate)]
 
 
 def no_grace() -> list[Patch]:
-    return [(Replica, "_forgive_stall", lambda _self, _now: None)]
+    return [(Elections, "forgive_stall", lambda _self, _now: None)]
 
 
 def reads_unconfirmed() -> list[Patch]:
@@ -145,11 +148,11 @@ def reads_unconfirmed() -> list[Patch]:
 def reads_before_established() -> list[Patch]:
     def begin(self: Any) -> None:
         while self._reads.waiting and not self._reads.in_flight and self._raft.is_leader:
-            first_seq = self.seq + 1
-            self._ask_probes(list(self._sessions))
-            self._reads.begin(first_seq, self.commit_index)
+            first_seq = self._outbox.seq + 1
+            self._ask(list(self._peers.sessions))
+            self._reads.begin(first_seq, self._raft.commit_index)
 
-    return [(Replica, "_reads_begin", begin)]
+    return [(ReadRounds, "begin", begin)]
 
 
 def reads_by_old_answers() -> list[Patch]:
@@ -181,9 +184,9 @@ def votes_forgotten() -> list[Patch]:
 
 def no_sync_before_leading() -> list[Patch]:
     def become(self: Any) -> None:
-        for progress in self._progress.values():
-            progress.restart()
-            progress.behind = False
+        for each in self._progress.values():
+            each.restart()
+            each.behind = False
         super(Consensus, self)._SyncObj__onBecomeLeader()
 
     return [(Consensus, "_SyncObj__onBecomeLeader", become)]
@@ -255,11 +258,11 @@ def copies_unverified() -> list[Patch]:
 def sessions_mixed() -> list[Patch]:
     original = Replica.connected
 
-    def connected(self: Any, peer: str) -> None:
-        held = list(self._held)
-        original(self, peer)
-        self._sessions[peer] = 0
-        self._held = [(to, 0 if to == peer else session, message) for to, session, message in held]
+    def connected(self: Any, peer: str, member_id: bytes, **keywords: Any) -> None:
+        held = list(self._outbox._held)
+        original(self, peer, member_id, **keywords)
+        self._peers.sessions[peer] = 0
+        self._outbox._held = [(to, 0 if to == peer else session, message) for to, session, message in held]
 
     return [(Replica, "connected", connected)]
 
@@ -296,7 +299,7 @@ def everything_at_once() -> list[Patch]:
 
 
 def no_window() -> list[Patch]:
-    return [(consensus, "WINDOW_BYTES", 10**12)]
+    return [(progress, "WINDOW_BYTES", 10**12)]
 
 
 def anything_valid() -> list[Patch]:
@@ -315,9 +318,9 @@ def found_unsynced() -> list[Patch]:
 
 def foreign_writes_unnoticed() -> list[Patch]:
     return [
-        (StateMachine, "_check_data_version", lambda _self: None),
-        (StateMachine, "_check_files", lambda _self: None),
-        (StateMachine, "looks_changed", lambda _self: False),
+        (Watch, "check_data_version", lambda _self: None),
+        (Watch, "check_files", lambda _self: None),
+        (Watch, "looks_changed", lambda _self: False),
     ]
 
 

@@ -176,8 +176,8 @@ class Simulation:
         self.now, _, event = heapq.heappop(self._events)
         event()
         for address, member in list(self.members.items()):
-            if member.replica is not None and member.replica.sessions_stale:
-                member.replica.sessions_stale = False
+            if member.replica is not None and member.replica.membership.sessions_stale:
+                member.replica.membership.sessions_stale = False
                 for other in self.addresses:
                     if other != address:
                         self.reset(address, other)
@@ -283,7 +283,7 @@ class Simulation:
             leader = self.leader()
             try:
                 if leader is not None:
-                    done.append(self[leader].change(make))
+                    done.append(self[leader].membership.change(make))
             except ChangeRefused:
                 return False
             return bool(done)
@@ -435,7 +435,7 @@ class Simulation:
         if taker.replica is None or not taken:
             return False
         index, term = len(taken), taken[-1][0]
-        if not self.act(target, lambda replica: replica.begin_install(index, term, giver.log.members_at(index))):
+        if not self.act(target, lambda replica: replica.installation.begin(index, term, giver.log.members_at(index))):
             return False
         incarnation = taker.replica
 
@@ -447,7 +447,7 @@ class Simulation:
             if self.random.random() < 0.2:
                 self.crash(target)
             else:
-                self.act(target, lambda replica: replica.installed(index, term))
+                self.act(target, lambda replica: replica.installation.done(index, term))
 
         self._at(self.random.uniform(0, 0.2), install)
         return True
