@@ -7,12 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ..raft.config import RaftView
 from ..sqlite.tables import Archive
 from .api import ArchiveConfig, ArchiveStore
 from .compaction import Hold
+from .missing import LogPort, Missing
 from .segments import BadSegment, LogEntry, SegmentName, decode_segment, encode_segment, folder_of, parse_name
 from .worker import Stopped, Worker
 
@@ -25,23 +26,15 @@ CLOSE_TIMEOUT = 2.0
 """Seconds for which the end of an upload is waited for when the node stops; it is of no use, and harmless."""
 
 
-class LogPort(Protocol):
-    """The Raft log, as :class:`~django_raftsqlite.raft.driver.RaftDriver` offers it. Loop thread."""
-
-    @property
-    def hears_a_quorum(self) -> bool: ...
-
-    def entries(self, first: int, last: int, size: int) -> Sequence[LogEntry]: ...
-
-
 class Archiver:
     """Ships committed entries while this node leads, and tells up to where they are archived.
 
     The storage is what counts: a new leader lists it, reads the newest segment again, and goes on behind it. So no
     entry is left out, and none is shipped twice, unless a deposed leader's last upload ends after that look: then
     both hold the same committed entries. ``archived`` is the newest index known to be in the storage (the leader's
-    word, on other members), None where it is not known yet. ``gap`` is the index of the first entry behind one that
-    the archive lacks, since the log was cut before it was shipped.
+    word, on other members), None where it is not known yet. What this node's log no longer has is got from members
+    that have it (``missing``). ``gap`` is the index of the first entry behind one that the archive lacks, since all
+    logs in reach were cut before it was shipped.
 
     The group's log gets an archive (``archive()``) by an entry of its own, for which ``begin(name)`` asks; and
     another one when it is begun anew with what was left of it (``raft recover``). So nothing is shipped before all is
@@ -58,6 +51,7 @@ class Archiver:
         *,
         name: str,
         call: Callable[..., object],
+        missing: Missing,
         archive: Callable[[], Archive | None],
         begin: Callable[[bytes], object],
         told: Callable[[], Any],
@@ -66,6 +60,7 @@ class Archiver:
     ) -> None:
         self._config = config
         self._log = log
+        self._missing = missing
         self._archive = archive
         self._begin = begin
         self._leader_said = told
@@ -81,6 +76,7 @@ class Archiver:
         self._name = b""
         self._sending: Sequence[LogEntry] = ()
         self._sure = False
+        self._given_up: int | None = None
         self.archived: int | None = None
         self.gap: int | None = None
         self.problem: str | None = None
@@ -107,9 +103,10 @@ class Archiver:
             "problem": self.problem,
         }
 
-    def told(self) -> dict[str, Any]:
-        """What the leader says of it to the others."""
-        return {"index": self.archived, "gap": self.gap, "problem": self.problem, "sure": self._sure}
+    def told(self, view: RaftView) -> dict[str, Any]:
+        """What this node says of it to the others; of the archive it is the leader's word that counts."""
+        said = {"index": self.archived, "gap": self.gap, "problem": self.problem, "sure": self._sure}
+        return {**said, "has": self._missing.has(view)}
 
     def hold(self, view: RaftView) -> Hold:
         """What of the log is yet to be archived, if need be by this node as the next leader."""
@@ -149,6 +146,7 @@ class Archiver:
 
     def _follow(self) -> None:
         self._term, self._due, self._failures, self._sure = None, 0.0, 0, False
+        self._missing.drop()
         said = self._leader_said()
         if isinstance(said, dict) and said.get("sure"):
             self.archived, self.gap, self.problem = said["index"], said["gap"], said["problem"]
@@ -163,6 +161,7 @@ class Archiver:
             if self._name != archive.name:
                 self.gap = None
             self._term, self._name, self._sure, self._sending = term, archive.name, True, ()
+            self._given_up = None
             self.archived = newest
             logger.info("the archive %s holds the log up to index %d", archive.name.hex(), newest)
 
@@ -192,7 +191,10 @@ class Archiver:
         if self._sending and self._sending[0][0] == self.archived + 1:
             entries = self._sending  # what failed may be there in part: under this name, and no other
         else:
-            entries = self._sending = self._next(self.archived, view)
+            found = self._next(self.archived, view)
+            if found is None:
+                return
+            entries = self._sending = found
         if not entries:
             self._due = self._clock() + self._config.interval
             return
@@ -206,19 +208,26 @@ class Archiver:
         def shipped(name: SegmentName) -> None:
             self.segments += 1
             self.archived = max(self.archived or 0, name.last)
+            if self.gap is not None and name.first < self.gap:
+                self.gap = None  # an earlier leader's word, who was lost before anything was archived behind it
             if not more:
                 self._due = self._clock() + self._config.interval
 
         self._run(ship, shipped)
 
-    def _next(self, archived: int, view: RaftView) -> Sequence[LogEntry]:
+    def _next(self, archived: int, view: RaftView) -> Sequence[LogEntry] | None:
+        """What is to be shipped; None while others are asked for it."""
         # Of its first entry a log may have no more than the place.
         first = max(archived, view.first_index) + 1
-        if first > archived + 1 and self.gap != first:
-            self.gap = first
+        if first > archived + 1 and self._given_up != archived:
+            found = self._missing.get(archived + 1, first - 1, view)
+            if found is not None:
+                return found or None
+            self._given_up, self.gap = archived, first
             logger.error(
                 "the archive lacks the log entries %d to %d, which were cut from the log before they could be "
-                "archived: no moment from then until the next backup can be restored. Take a backup now",
+                "archived, and which no member in reach has: no moment from then until the next backup can be "
+                "restored. Take a backup now",
                 archived + 1,
                 view.first_index,
             )

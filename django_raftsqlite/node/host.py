@@ -37,6 +37,8 @@ from .measures import Measures
 from .membership import PREFIX as MEMBERS
 from .membership import Membership
 from .messages import Message
+from .missing import PREFIX as MISSING
+from .missing import Missing
 from .patience import Patience
 from .protocol import ARCHIVE, Protocol
 from .report import Report
@@ -198,6 +200,7 @@ class HostedNode:
             view=lambda: self._view,
         )
         self._seeker = None if config.discovery is None else Seeker(config.address, config.discovery, self._driver)
+        self._missing = Missing(self._driver, address=config.address, send=self._driver.send, told=self._core.heard)
         self._archiver = self._make_archiver(config)
         self._upkeep = Upkeep(
             config,
@@ -258,6 +261,7 @@ class HostedNode:
             self._driver,
             name=config.name.name,
             call=self._driver.call,
+            missing=self._missing,
             archive=lambda: self._applier.archive,
             begin=self._begin_archive,
             told=lambda: self._core.told_by_leader("archive"),
@@ -415,6 +419,8 @@ class HostedNode:
             self._membership.on_message(peer, message)
         elif kind.startswith(VERIFIED):
             self._verification.on_message(peer, message, self._driver.view)
+        elif kind.startswith(MISSING):
+            self._missing.on_message(peer, message, self._driver.view)
         else:
             if kind == "node.submit":
                 # What no node could decode must not get into the log: it would stop them all, for good.

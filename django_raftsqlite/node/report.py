@@ -182,7 +182,7 @@ class Report:
             "turn": self._turns.who(),
             "receiving": self._upkeep.receiving,
             "lacking": sorted(self._driver.view.awaits_copies),
-            "archive": None if self._archiver is None else self._archiver.told(),
+            "archive": None if self._archiver is None else self._archiver.told(self._driver.view),
             "applying": _plain(self._busy.here()),
             "log_bytes": self._driver.log_bytes,
             **self._measures.progress(),

@@ -293,3 +293,45 @@ def test_a_restore_without_a_moment_fails_before_anything_changes(trio: Group, p
         pass
     close_node(trio.configs[0].name)
     assert trio.settle()["lineage"] == bytes(16).hex()
+
+
+def test_a_leader_that_has_just_taken_a_copy_archives_what_others_have(tmp_path: Path, place: Folder) -> None:
+    """Its predecessor is gone before it could archive that: the third member still has it, and there is no gap."""
+    down = [False]
+
+    class Storage(Folder):
+        def write(self, *arguments: Any) -> None:
+            if down[0]:
+                raise ConnectionError("the storage is down")
+            super().write(*arguments)
+
+    archive = ArchiveConfig(lambda: Storage(tmp_path / "kept"), 0.1, 10**9)
+    with group(tmp_path, 3, durable=False, log_entries=20, archive=archive) as nodes:
+        write(nodes.nodes[0], "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        begun(nodes)
+        copier, lost = nodes.follower(), nodes.leader()
+        nodes.nodes[copier].close()
+        away = nodes.nodes[lost].status()["applied_index"]
+        for number in range(60):
+            write(nodes.nodes[lost], "INSERT INTO t (x) VALUES (?)", number)
+        archived(nodes)
+        for node in nodes.open_nodes():
+            eventually(lambda node=node: node.status()["log"]["first_index"] > away + 20, "the logs are cut")  # type: ignore[misc]
+        assert nodes.leader() == lost
+        down[0] = True
+        for number in range(20):
+            write(nodes.nodes[lost], "INSERT INTO t (x) VALUES (?)", number)
+        nodes.restart(copier)
+        nodes.settle()
+        before = nodes.nodes[lost].status()
+        assert nodes.nodes[copier].status()["log"]["first_index"] > before["archive"]["index"] + 10
+        nodes.host(lost).change_members("transfer", nodes.peers[copier], learner=False, timeout=20)
+        nodes.nodes[lost].close()
+        assert nodes.leader() == copier
+        down[0] = False
+        last = archived(nodes)
+        told = nodes.nodes[copier].status()["archive"]
+        assert (nodes.leader(), told["gap"]) == (copier, None)
+        log = Log(place, told["name"], [])
+        indexes = [index for index, _, _ in log.entries(told["begun"])]
+        assert indexes == list(range(told["begun"], indexes[-1] + 1)) and indexes[-1] >= last

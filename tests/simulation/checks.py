@@ -56,7 +56,7 @@ class Checks:
         if host.suspect is not None and machine.touched is None:
             raise Violation(f"{machine.address} is suspect, and nobody touched its file: {host.suspect}")
         if host._archiver is not None and host._archiver.gap is not None:
-            self.simulation.storage.gaps.add(host._archiver.gap)
+            self.simulation.storage.lacks(machine, host._archiver.gap)
         replica = machine.replica
         if replica is None:
             return

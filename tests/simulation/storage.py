@@ -18,6 +18,7 @@ from .checks import hash_payload
 from .world import Process, Violation
 
 if TYPE_CHECKING:
+    from .machine import Machine
     from .restores import Backup
     from .simulation import Simulation
 
@@ -106,12 +107,29 @@ class Storage:
         if self.down or self._random.random() < FAILS:
             raise OSError("the storage cannot be reached")
 
+    def lacks(self, machine: Machine, gap: int) -> None:
+        """A host says that the archive lacks what comes before ``gap``. Nobody in its reach has that."""
+        if gap in self.gaps:
+            return
+        self.gaps.add(gap)
+        assert machine.host is not None and machine.host._archiver is not None
+        archived = machine.host._archiver.archived
+        assert archived is not None
+        reach = machine.host._core.heard()
+        self._world.note(f"{machine.address} says that the archive lacks {archived + 1} to {gap - 1}")
+        for other in self._simulation.there:
+            if other.host is None or other.replica is None or other.address not in reach or other.host.failed:
+                continue
+            if other.replica.first_index <= archived < other.replica.commit_index:
+                raise Violation(f"{other.address} has the entry behind {archived}, which {machine.address} lacks")
+
     # In the end
 
     def check(self) -> None:
         """All that was committed since the archive was begun is in it, once.
 
-        But for what a leader never had, since its log begins with a copy that it took as a follower: it says so.
+        But for what a leader never had, since its log begins with a copy that it took as a follower, and what nobody
+        in its reach had either: it says so.
         """
         leader = self._simulation.leader()
         assert leader is not None and leader.host is not None

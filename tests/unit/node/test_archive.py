@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from django_raftsqlite.node.api import ArchiveConfig
 from django_raftsqlite.node.archive import Archiver
 from django_raftsqlite.node.compaction import Hold
+from django_raftsqlite.node.messages import Message
+from django_raftsqlite.node.missing import ANSWER, PATIENCE, PREFIX, Missing
 from django_raftsqlite.node.segments import (
     LARGEST,
     BadSegment,
@@ -28,6 +30,7 @@ from django_raftsqlite.node.segments import (
     parse_name,
 )
 from django_raftsqlite.raft.config import RaftView
+from django_raftsqlite.raft.members import Members
 from django_raftsqlite.sqlite.tables import Archive
 
 NAME = b"a" * 16
@@ -113,10 +116,15 @@ class Member:
         self.said: Any = None
         self.applied: int | None = None
         self.role, self.term = "leader", 1
+        self.group: tuple[str, ...] = ()
+        self.heard: dict[str, Message] = {}
+        self.sent: list[tuple[str, Message]] = []
+        self.missing = Missing(log, address="me", send=self._send, told=lambda: self.heard, clock=clock)
         self.archiver = Archiver(
             ArchiveConfig(lambda: store, 10.0, 1000),
             log,
             name="test",
+            missing=self.missing,
             call=lambda function, *arguments: function(*arguments),
             archive=lambda: self.begun,
             begin=self.asked.append,
@@ -125,6 +133,14 @@ class Member:
             clock=clock,
         )
         self.archiver._worker.run = self._later  # type: ignore[method-assign]
+
+    def _send(self, peer: str, message: Message) -> bool:
+        self.sent.append((peer, message))
+        return True
+
+    def hear(self, peer: str, has: Any, at: float, **said: Any) -> None:
+        """What a member says of the entries that it has."""
+        self.heard[peer] = {"archive": {"has": has}, "failed": None, "heard": at, **said}
 
     def _later(self, job: Callable[[], Any], done: Callable[[Any], object]) -> None:
         def run() -> None:
@@ -146,6 +162,7 @@ class Member:
             frozenset(),
             {},
             first_index=self.log.first,
+            members=Members.founders(self.group) if self.group else Members.none(),
             established=self.role == "leader",
         )
 
@@ -379,6 +396,153 @@ def test_leaders_that_die_anywhere_leave_no_gap_and_nothing_twice(clock: Clock) 
         member.term = 100
         member.tick(times=100)
         assert covers(store, log.size), store.segments()
+
+
+class TestEntriesThatOnlyOthersHave:
+    """A leader whose log begins behind what is archived: entries 11 to 18 are not in it any more, 19 to 30 are."""
+
+    @pytest.fixture
+    def leader(self, member: Member, store: MemoryStore, clock: Clock) -> Member:
+        member.log.add(10)
+        member.tick(times=2)
+        assert covers(store, 10)
+        log = FakeLog()
+        log.add(30)
+        log.first = 18
+        leader = Member(store, log, clock)
+        leader.group = ("me", "one", "other")
+        leader.term = 2
+        leader.tick(times=2)
+        return leader
+
+    def answer(self, leader: Member, other: Member) -> None:
+        """What was asked last is answered by a member's real other half."""
+        peer, question = leader.sent[-1]
+        assert question["type"] == f"{PREFIX}want"
+        other.missing.on_message("me", question, other.view())
+        leader.missing.on_message(peer, other.sent.pop()[1], leader.view())
+
+    def holder(self, store: MemoryStore, clock: Clock, *, first: int = 5) -> Member:
+        log = FakeLog()
+        log.add(30)
+        log.first = first
+        return Member(store, log, clock)
+
+    def test_are_got_from_a_member_that_says_it_has_them(
+        self, leader: Member, store: MemoryStore, clock: Clock
+    ) -> None:
+        """In pieces, and shipped in their order; the archive has no gap."""
+        other = self.holder(store, clock)
+        leader.hear("one", [19, 30], 1.0)
+        leader.hear("other", other.archiver.told(other.view())["has"], 1.0)
+        leader.tick()
+        for _ in range(2):
+            assert leader.sent[-1][0] == "other"
+            self.answer(leader, other)
+            leader.tick(times=2)
+        leader.tick(times=5)
+        assert covers(store, 30)
+        assert len(leader.sent) == 2
+        assert leader.archiver.gap is None
+
+    def test_are_a_gap_at_once_when_all_others_have_said_that_they_lack_them(
+        self, leader: Member, store: MemoryStore, clock: Clock
+    ) -> None:
+        """What they said before they were needed does not count, nor what says nothing of it, or nonsense."""
+        leader.hear("one", [19, 30], 0.0)
+        leader.hear("other", None, 0.0)
+        leader.tick(times=3)
+        assert leader.archiver.gap is None
+        leader.hear("one", [19, 30], 0.5)
+        leader.tick(times=3)
+        assert leader.archiver.gap is None
+        leader.hear("other", ["5", True], 0.5)
+        leader.tick(times=3)
+        assert leader.archiver.gap == 19
+        assert leader.sent == []
+        assert store.segments()[-1].last == 30
+
+    def test_are_waited_for_while_a_member_is_away(self, leader: Member, store: MemoryStore, clock: Clock) -> None:
+        """For as long as it takes to be started again, and no longer; nothing behind them is shipped meanwhile."""
+        leader.hear("one", [19, 30], 1.0)
+        clock.now += PATIENCE
+        leader.tick(times=3)
+        assert leader.archiver.gap is None
+        assert covers(store, 10)
+        clock.now += 0.1
+        leader.tick(times=3)
+        assert leader.archiver.gap == 19
+        assert store.segments()[-1].last == 30
+
+    def test_are_asked_of_another_when_one_does_not_answer(
+        self, leader: Member, store: MemoryStore, clock: Clock
+    ) -> None:
+        """Each in turn, and not for ever. A member that failed is not asked."""
+        leader.hear("failed", [6, 30], 1.0, failed="the disk is full")
+        leader.hear("one", [6, 30], 1.0)
+        leader.hear("other", [6, 30], 1.0)
+        for _ in range(4):
+            leader.tick(times=3)
+            clock.now += ANSWER
+        assert [peer for peer, _ in leader.sent] == ["one", "other", "one", "other"]
+        other = self.holder(store, clock)
+        other.missing.on_message("me", leader.sent[0][1], other.view())
+        leader.missing.on_message("one", other.sent.pop()[1], leader.view())  # too late
+        leader.tick()
+        assert covers(store, 10)
+        clock.now += PATIENCE
+        leader.tick(times=3)
+        assert leader.archiver.gap == 19
+
+    def test_are_given_away_when_they_are_committed_and_whole(self, store: MemoryStore, clock: Clock) -> None:
+        """Of the first entry of a log there may be no more than its place."""
+        other = self.holder(store, clock, first=12)
+        asked: list[list[int]] = []
+        for first, last in ((12, 30), (13, 14), (30, 99), (31, 99)):
+            question = {"type": f"{PREFIX}want", "first": first, "last": last}
+            other.missing.on_message("me", question, other.view())
+            asked.append([entry[0] for entry in other.sent.pop()[1]["entries"]])
+        assert asked == [[], [13, 14], [30], []]
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            [(12, 1, b"")],
+            [(11, 1, b""), (13, 1, b"")],
+            [(11, None, b"")],
+            [(11, 1, 5)],
+            [(index, 1, b"") for index in range(11, 20)],
+        ],
+    )
+    def test_are_refused_when_they_are_not_what_was_asked_for(
+        self, leader: Member, store: MemoryStore, entries: list[Any]
+    ) -> None:
+        """What cannot be the group's log does not get into the archive."""
+        leader.hear("one", [6, 30], 1.0)
+        leader.tick()
+        with pytest.raises(ValueError, match="entries"):
+            leader.missing.on_message(
+                "one", {"type": f"{PREFIX}part", "first": 11, "entries": entries}, leader.view()
+            )
+        leader.tick()
+        assert covers(store, 10)
+
+    def test_are_forgotten_by_who_does_not_lead_any_more(
+        self, leader: Member, store: MemoryStore, clock: Clock
+    ) -> None:
+        """The next leader may have them, and its word on the gap is not the last one: none is told that is none."""
+        leader.hear("one", [6, 30], 1.0)
+        leader.tick()
+        leader.role = "follower"
+        leader.tick()
+        other = self.holder(store, clock)
+        self.answer(leader, other)
+        other.archiver.gap = 19
+        other.term = 3
+        other.tick(times=5)
+        leader.tick(times=3)
+        assert covers(store, 30)
+        assert other.archiver.gap is None
 
 
 class TestSegments:
