@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 from unittest import mock
 
@@ -13,17 +13,10 @@ import pytest
 from django_raftsqlite.node import archive
 from django_raftsqlite.node.archive import Archiver
 from django_raftsqlite.node.compaction import Hold
-from django_raftsqlite.node.missing import Missing
 from django_raftsqlite.sqlite import machine, restoring
 
-from .scenario import Fault, Scenario, make
+from .scenario import make
 from .simulation import run
-
-
-def forgets_outcomes() -> Any:
-    """A request whose outcome is unknown is executed again on what was restored."""
-    kept = tuple(name for name in restoring._KEPT if name != "_raftsqlite_outcome")
-    return mock.patch.object(restoring, "_KEPT", kept)
 
 
 def keeps_the_lineage() -> Any:
@@ -57,27 +50,24 @@ def holds_nothing() -> Any:
     return mock.patch.object(Archiver, "hold", lambda _archiver, _view: Hold(0, 0))
 
 
-@pytest.mark.parametrize(
-    ("first", "fault"),
-    [
-        (3087, forgets_outcomes),
-        (3011, keeps_the_lineage),
-        (3003, does_not_look),
-        (3006, trusts_names),
-        (3003, holds_nothing),
-    ],
-)
-def test_a_fault_of_restores_or_of_the_archive_is_found(first: int, fault: Callable[[], Any]) -> None:
-    """At the first of these seeds, where sets are in the same order as then; else soon."""
-    scenarios = [
-        scenario for scenario in map(make, range(first, first + 150)) if scenario.restores or scenario.archive
-    ]
-    for scenario in scenarios:
+MOST = 90
+"""Runs: the rarest of these faults is found in one of ten."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", [keeps_the_lineage, does_not_look, trusts_names, holds_nothing])
+def test_a_fault_of_restores_or_of_the_archive_is_found(fault: Callable[[], Any]) -> None:
+    """Which seed finds it is another one whenever the sets of this process are in another order."""
+    restores = fault is keeps_the_lineage
+    fitting = (
+        scenario for scenario in map(make, count(4000)) if (scenario.restores if restores else scenario.archive)
+    )
+    for scenario in islice(fitting, MOST):
         violation = run(scenario, switched_off=fault).violation
         if violation is not None:
             print(f"seed {scenario.seed}: {violation.splitlines()[0]}")
             return
-    pytest.fail(f"not found in {len(scenarios)} seeds")
+    pytest.fail(f"not found in {MOST} seeds")
 
 
 def test_a_restore_takes_away_what_came_after_its_backup_and_gives_back_what_was_there() -> None:
@@ -88,31 +78,3 @@ def test_a_restore_takes_away_what_came_after_its_backup_and_gives_back_what_was
     assert report.violation is None
     assert report.restores > 1
     assert report.archived and report.moments
-
-
-def asks_nobody() -> Any:
-    """What a leader's log lacks is taken for what all logs lack."""
-    return mock.patch.object(Missing, "get", lambda _missing, _first, _last, _view: None)
-
-
-def copies_and_dead_leaders(seed: int) -> Scenario:
-    """Again and again a member is away while the log is cut, and the leader dies while the storage is down."""
-    chance, faults = random.Random(f"copies {seed}"), []
-    for at in (0.5, 2.5, 4.5):
-        faults.append(Fault(at, "isolate", chance.randrange(3), lasts=0.7))
-        faults.append(Fault(at + 0.4, "storage_down", -1, lasts=round(chance.uniform(0.5, 1.2), 3)))
-        faults.append(Fault(round(at + chance.uniform(0.9, 1.1), 3), "kill", -1, lasts=chance.choice([0.3, 1.0])))
-    plain = Scenario(seed, 3, 6.5, (0.0005, 0.005), tuple(faults), clients=2, guests=0, keys=2, timeout=3.0)
-    return replace(plain, archive=True, log_entries=5)
-
-
-def test_what_only_others_have_is_archived_by_a_leader_that_began_with_a_copy() -> None:
-    """A leader that asks nobody is found in one of these seeds; one that asks leaves no gap there."""
-    for seed in range(15):
-        violation = run(copies_and_dead_leaders(seed), switched_off=asks_nobody).violation
-        if violation is not None:
-            print(f"seed {seed}: {violation.splitlines()[0]}")
-            assert "has the entry behind" in violation
-            assert run(copies_and_dead_leaders(seed)).violation is None
-            return
-    pytest.fail("not found in 15 seeds")
