@@ -16,9 +16,9 @@ from types import ModuleType
 import pytest
 from django.core.management.base import CommandError
 
-from django_raftsqlite import configuration
 from django_raftsqlite.management.commands import raft, runcluster
 from django_raftsqlite.node.api import TLSFiles
+from django_raftsqlite.options import archive, given
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
@@ -118,10 +118,10 @@ def test_every_argument_of_every_command_is_explained_and_on_the_page() -> None:
 
 
 def test_every_option_is_in_the_reference_of_settings_and_no_other() -> None:
-    assert rows("settings.md", "OPTIONS") == set(configuration.OPTIONS)
+    assert rows("settings.md", "OPTIONS") == set(given.OPTIONS)
 
 
-@pytest.mark.parametrize("keys", [configuration._ARCHIVE, tuple(field.name for field in fields(TLSFiles))])
+@pytest.mark.parametrize("keys", [archive.KEYS, tuple(field.name for field in fields(TLSFiles))])
 def test_the_keys_of_options_that_have_keys_are_in_the_reference(keys: tuple[str, ...]) -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert [key for key in keys if f'`"{key}"`' not in page] == []

@@ -202,7 +202,7 @@ def test_each_check_is_documented_and_each_documented_one_exists() -> None:
     documented = re.findall(r"^\| `(raftsqlite\.[EW]\d{3})`", (ROOT / "docs" / "checks.md").read_text(), re.MULTILINE)
     assert documented == sorted(set(documented))
     used = set()
-    for path in (ROOT / "django_raftsqlite").glob("*.py"):
+    for path in (ROOT / "django_raftsqlite").rglob("*.py"):
         used |= {f"raftsqlite.{found}" for found in re.findall(r'"(?:raftsqlite\.)?([EW]\d{3})"', path.read_text())}
     assert set(documented) == used
 

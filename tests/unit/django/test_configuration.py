@@ -12,11 +12,12 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from django_raftsqlite.backups.places import OpenStorage
-from django_raftsqlite.configuration import LOCALHOST, TEST, configure, find_problems
+from django_raftsqlite.configuration import TEST, configure, find_problems
 from django_raftsqlite.dbapi.freshness import Freshness
 from django_raftsqlite.environment import environment_variable, merge_environment
 from django_raftsqlite.functions import register_django_functions
 from django_raftsqlite.node.api import ArchiveConfig, NodeConfig, TLSFiles
+from django_raftsqlite.options.members import LOCALHOST
 from django_raftsqlite.signals import Sender
 
 PEERS = ["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]
