@@ -50,7 +50,9 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Callable[
 
 
 def questions(monkeypatch: pytest.MonkeyPatch, trio: Group) -> Callable[[], int]:
-    """How many ReadIndex questions the followers ask; the leader's core has its handlers in a table."""
+    """How many ReadIndex questions the followers ask from now on; the leader's core has its handlers in a table."""
+    ready = [trio.host(number)._measures for number in range(len(trio.nodes))]
+    eventually(lambda: all(measures._ready for measures in ready), "each has asked once, to know when it is ready")
     handlers = trio.host(trio.leader())._core._handlers
     asked: list[None] = []
     handler = handlers["node.barrier"]

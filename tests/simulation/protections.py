@@ -60,7 +60,7 @@ PROTECTIONS = (
         "the log truncates on a conflict only",
         "what a follower acknowledged is lost",
         switches.truncate_overlaps,
-        seeds=10,
+        seeds=30,
         directed=(f"{R}::test_r2_entries_sent_again_are_left_alone",),
     ),
     Protection(

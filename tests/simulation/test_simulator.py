@@ -312,7 +312,7 @@ def test_what_a_killed_process_left_in_the_log_is_synced_before_it_counts(
 def test_the_seeds_hold_faults_of_all_kinds() -> None:
     made = [scenarios.make(seed) for seed in range(200)]
     kinds = {fault.kind for scenario in made for fault in scenario.faults}
-    assert kinds == {*scenarios.KINDS, "foreign", "join", "remove", "wipe"}
+    assert kinds == {*scenarios.KINDS, "foreign", "join", "remove", "wipe", "back_up", "restore", "storage_down"}
     assert {scenario.nodes for scenario in made} == {1, 2, 3, 4, 5, 6, 7}
     for drawn in ("spared", "damaged", "reluctant", "links_break", "small_parts"):
         assert {getattr(scenario, drawn) for scenario in made} == {True, False}
