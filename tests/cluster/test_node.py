@@ -166,7 +166,7 @@ def test_an_idle_holder_loses_the_lease_while_others_wait_and_its_application_is
 
 def past_the_lease(node: ProcessNode, sql: str) -> None:
     """Write without regard to who has the lease, as a COMMIT does that an earlier leader was sent."""
-    encode = node.encoder((statement(sql),), None, {}, solo=False)
+    encode = node.settling.encoder((statement(sql),), None, {}, solo=False)
     request = node.origin.create(encode, solo=False, lease=b"of an earlier leader")
     request.sent = True
     assert node.backend().execute(request, timeout=10).status is Status.DONE
@@ -211,7 +211,7 @@ def test_a_transaction_whose_base_is_gone_is_refused_by_apply(trio: Group) -> No
     base = session.base
     past_the_lease(writer, "INSERT INTO t VALUES (2, 'newer')")
 
-    encode = node.encoder((sent,), base, {}, solo=False)
+    encode = node.settling.encoder((sent,), base, {}, solo=False)
     request = node.origin.create(encode, solo=False, lease=session._session.claim)
     assert node.backend().execute(request, timeout=5).status is Status.CONFLICT
     session.rollback()
@@ -579,7 +579,7 @@ def test_a_request_of_an_origin_that_is_closed_goes_out_anew_only_if_it_was_sent
     with group(tmp_path, 1) as alone:
         node = alone.nodes[0]
         write(node, "CREATE TABLE t (x)")
-        encode = node.encoder((statement("INSERT INTO t VALUES (1)"),), None, {}, solo=False)
+        encode = node.settling.encoder((statement("INSERT INTO t VALUES (1)"),), None, {}, solo=False)
         node.origin.renew(node.origin.id)  # the group does not know the next one
         request = node.origin.create(encode, solo=False)
         with pytest.raises(OriginClosed):

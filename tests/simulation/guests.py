@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from django_raftsqlite.exceptions import HostLost, OperationalError, Unavailable
 from django_raftsqlite.node.api import Backend
+from django_raftsqlite.node.backends import Backends
 from django_raftsqlite.node.process import ProcessNode
 
 from .machine import Machine
@@ -191,6 +192,11 @@ def _copy(request: Any) -> Any:
 class Share(ProcessNode):
     """A process's share of its machine's node: hosted in it, or attached."""
 
+    def __init__(self, machine: Machine, process: Process) -> None:
+        super().__init__(machine.config, _Backends(machine, process))
+
+
+class _Backends(Backends):
     def __init__(self, machine: Machine, process: Process) -> None:
         super().__init__(machine.config)
         self._machine = machine

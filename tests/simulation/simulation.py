@@ -16,8 +16,7 @@ from unittest import mock
 import apsw
 
 from django_raftsqlite.dbapi.connection import Connection
-from django_raftsqlite.node import archive, compaction, snapshot_source, startup
-from django_raftsqlite.node import process as process_module
+from django_raftsqlite.node import archive, compaction, settling, snapshot_source, startup
 from django_raftsqlite.raft import consensus, progress
 from django_raftsqlite.sqlite import connections, parts, restoring
 
@@ -334,5 +333,5 @@ def _settings(simulation: Simulation) -> list[tuple[Any, str, Any]]:
         def small(*arguments: Any, **keywords: Any) -> Any:
             return parts.encode_pieces(*arguments, **{**keywords, "part_bytes": 700})
 
-        settings.append((process_module, "encode_pieces", small))
+        settings.append((settling, "encode_pieces", small))
     return settings

@@ -17,8 +17,9 @@ from django_raftsqlite.exceptions import (
     OperationalError,
     Unavailable,
 )
-from django_raftsqlite.node import process
+from django_raftsqlite.node import backends
 from django_raftsqlite.node.api import LeaseLost, Moved, NodeConfig
+from django_raftsqlite.node.backends import Backends
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.requests import OriginClosed, Request
 from django_raftsqlite.node.suspicion import Mark
@@ -136,18 +137,26 @@ class FakeBackend:
         self.closed = True
 
 
-class Node(ProcessNode):
-    """Its backends are those given, one after the other."""
+class Given(Backends):
+    """Those given, one after the other."""
 
-    def __init__(self, folder: Path, *backends: FakeBackend | OperationalError) -> None:
-        super().__init__(NodeConfig(folder / "db", "localhost", ("localhost",), timeout=0.5))
-        self.left = list(backends)
+    def __init__(self, config: NodeConfig, left: list[FakeBackend | OperationalError]) -> None:
+        super().__init__(config)
+        self.left = left
 
     def _open(self, deadline: float) -> FakeBackend:
         found = self.left.pop(0) if self.left else OperationalError("nobody hosts it")
         if isinstance(found, OperationalError):
             raise found
         return found
+
+
+class Node(ProcessNode):
+    """Its backends are those given, one after the other."""
+
+    def __init__(self, folder: Path, *given: FakeBackend | OperationalError) -> None:
+        config = NodeConfig(folder / "db", "localhost", ("localhost",), timeout=0.5)
+        super().__init__(config, Given(config, list(given)))
 
     def write(self, timeout: float = 5.0) -> Result:
         return self.submit(INSERT, {}, solo=False, timeout=timeout)
@@ -407,8 +416,8 @@ def test_what_a_host_says_of_its_file_is_never_read_in_the_one_before(
     node = Node(tmp_path, backend)
     node.config.folder.mkdir()
     # A look at the mark is good for as long as this test takes.
-    monkeypatch.setattr(process, "Mark", partial(Mark, look_every=3600))
-    pool = node._readers = node._reader_pool()
+    monkeypatch.setattr(backends, "Mark", partial(Mark, look_every=3600))
+    pool = node._backends._readers = node._backends._reader_pool()
     assert pool.permit() == 0
     host = Mark(node.config.folder)
     host.set("a reason")
