@@ -86,8 +86,10 @@ class Transport:
     def speak(self, protocol: int) -> None:
         """Let nobody in, or stay, who does not speak this version of the protocol."""
         self.identity = replace(self.identity, protocols=(protocol, self.identity.protocols[1]))
-        for session in list(self._open.values()):
-            if session.newest < protocol:
+        for session in list(self._all):
+            if session.peer is None:
+                session.close("the group speaks another protocol by now")  # it has said what it speaks before
+            elif session.newest < protocol:
                 session.close(f"it speaks protocol {session.newest} at most", level=logging.WARNING)
 
     async def start(self) -> None:
@@ -111,8 +113,8 @@ class Transport:
             self._dialers[peer] = task
 
     def renew(self) -> None:
-        """Let all sessions begin anew."""
-        for session in list(self._open.values()):
+        """Let all sessions begin anew, and handshakes, too: they have said already that this node is of no group."""
+        for session in list(self._all):
             session.close("this node is a member now")
 
     async def close(self) -> None:

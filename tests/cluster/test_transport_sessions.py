@@ -321,6 +321,26 @@ def test_a_handshake_is_not_held_back_by_a_cork(configs: list[RaftConfig]) -> No
     run(main)
 
 
+@pytest.mark.parametrize("change", [Transport.renew, lambda transport: transport.speak(2)], ids=["group", "protocol"])
+def test_a_handshake_that_said_what_is_no_longer_so_is_not_finished(
+    configs: list[RaftConfig], change: Callable[[Transport], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its session would count as one of strangers, for good, when this node was admitted in the midst of it."""
+    monkeypatch.setattr("django_raftsqlite.raft.session.HANDSHAKE_SECONDS", 60.0)
+
+    async def main() -> None:
+        async with Endpoint(configs[0]) as one:
+            host, _, port = one.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            await until(lambda: len(one.transport._all) == 1, "it is in its handshake")
+            change(one.transport)
+            await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            await writer.wait_closed()
+
+    run(main)
+
+
 def test_what_is_corked_when_the_node_stops_is_sent(configs: list[RaftConfig]) -> None:
     async def main() -> None:
         async with Endpoint(configs[1]) as two:

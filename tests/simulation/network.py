@@ -309,7 +309,7 @@ class Transport:
             self.network.dial(self, peer)
 
     def renew(self) -> None:
-        for session in list(self.sessions.values()):
+        for session in list(self.begun):
             session.close(self.address)
 
     def dials(self, peer: str) -> bool:
