@@ -131,7 +131,10 @@ class Admission:
             return  # It is one: only its session began before that, and is about to begin anew.
         index, other = message["index"], bool(message["id"])
         estranged = int(self._log.get_meta(_ESTRANGED) or b"0")
-        newest = max(self._log.members.index, self.admitted_at, estranged)
+        members = self._log.members
+        newest = max(members.index, self.admitted_at, estranged)
+        if index == newest == members.index and self._config.address not in members:
+            newest = 0  # Its own log has the entry that removed it, and now it hears that this is committed.
         if self.removed is not None or index <= newest or (self.waiting and (other or not estranged)):
             return
         if self.begins and (other or self._config.seeks):

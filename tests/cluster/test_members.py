@@ -377,6 +377,17 @@ def test_who_is_admitted_is_not_sent_away_in_a_session_that_began_before(tmp_pat
         assert "another folder was admitted" in (shell.replica.admission.removed or "")
 
 
+def test_who_has_the_entry_that_removes_it_goes_when_it_hears_that_it_is_committed(tmp_path: Path) -> None:
+    """Nobody sends it anything more, so its own log never tells."""
+    with Shell(tmp_path) as shell:
+        without = shell.replica.members.remove("a")
+        shell.receive("b", append_entries(1, (1, 0), [(b"\x01", 2, 1), (b"\x10" + without.encode(), 3, 1)]))
+        shell.receive("c", {"type": "not_member", "index": 2, "id": b""})
+        assert shell.replica.admission.removed is None
+        shell.receive("c", {"type": "not_member", "index": 3, "id": b""})
+        assert "not a member any more" in (shell.replica.admission.removed or "")
+
+
 def test_a_member_in_a_strangers_session_is_not_told_that_it_is_none(tmp_path: Path) -> None:
     with standing_clock() as clock, Shell(tmp_path) as shell:
         shell.elect(clock)
