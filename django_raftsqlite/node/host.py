@@ -213,6 +213,7 @@ class HostedNode:
             distrust=self._distrust,
             archiver=self._archiver,
             least=lambda: self._trust.least,
+            advance=self._core.leader.expire_parts,  # any entry would do
         )
         self._divergence = Divergence(
             config.address,

@@ -76,6 +76,8 @@ class SnapshotSource:
 
     Loop thread; what takes long is done by ``worker``. ``make(path, go_on)`` makes the copy, ``applied()`` tells up
     to which index the file is at least, ``members(index)`` what consensus is to know of the members there.
+    ``named()`` is the index that the file names, and a copy of it would: that of the last entry but for Raft's own,
+    which leave nothing in it. ``advance()`` writes an entry that does.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class SnapshotSource:
         send: Callable[[str, Message], bool],
         make: Callable[[Path, Callable[[], None]], Copied],
         applied: Callable[[], int],
+        named: Callable[[], int],
+        advance: Callable[[], object],
         members: Callable[[int], bytes],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,6 +100,9 @@ class SnapshotSource:
         self._send = send
         self._make = make
         self._applied = applied
+        self._named = named
+        self._advance = advance
+        self._advanced = float("-inf")
         self._members = members
         self._clock = clock
         self._copy: Copy | None = None
@@ -159,7 +166,11 @@ class SnapshotSource:
             copy = None
         if copy is None:
             if due and self._making is None and now >= self._not_before and self._applied() >= least:
-                self._begin(least, due, told)
+                if self._named() >= least:
+                    self._begin(least, due, told)
+                elif now - self._advanced >= OFFER_EVERY:
+                    self._advanced = now
+                    self._advance()
             return
         for peer in due:
             receiver = self._receivers[peer]

@@ -53,6 +53,7 @@ class Upkeep:
         suspect: Callable[[], bool],
         distrust: Callable[[str], object],
         least: Callable[[], int],
+        advance: Callable[[], object],
         archiver: Archiver | None = None,
     ) -> None:
         self._driver = driver
@@ -87,6 +88,8 @@ class Upkeep:
             send=driver.send,
             make=make,
             applied=lambda: applier.applied.index,
+            named=lambda: applier.state.at,
+            advance=advance,
             members=driver.members_at,
         )
         self._target = SnapshotTarget(

@@ -39,6 +39,8 @@ class World:
         self.wants: dict[str, int] = {}
         self.intercept: Callable[[Message], Message | None] = lambda message: message
         self.space = True
+        self.of_rafts_own = 0
+        self.advanced = 0
         self._wire: list[tuple[float, str, str, Message]] = []
         (folder / "leader").mkdir()
         self.source = SnapshotSource(
@@ -49,6 +51,8 @@ class World:
             make=self._make,
             members=lambda _index: b"1 \x90",
             applied=lambda: self.index,
+            named=lambda: self.index - self.of_rafts_own,
+            advance=self._advance,
             clock=lambda: self.now,
         )
         self.folder = folder
@@ -87,7 +91,11 @@ class World:
         go_on()
         path.write_bytes(self.content)
         self.made += 1
-        return Copied(self.index, 3, len(self.content), LAYOUT)
+        return Copied(self.index - self.of_rafts_own, 3, len(self.content), LAYOUT)
+
+    def _advance(self) -> None:
+        self.index, self.of_rafts_own = self.index + 1, 0
+        self.advanced += 1
 
     def _post(self, source: str, target: str, message: Message) -> bool:
         if not self.linked:
@@ -220,6 +228,16 @@ def test_a_leader_that_is_not_established_gives_a_copy_to_who_lacks_what_was_cut
     world.index, world.established, world.applied["member1"] = 61, True, 59
     world.run_until(lambda: len(world.installed) == 2)
     assert world.installed[1][:2] == ("member1", 61)
+
+
+def test_who_applied_entries_of_rafts_own_last_gets_a_copy_though_nobody_writes(make: Callable[..., World]) -> None:
+    """Those leave nothing in the file, which names an index below them, and so would any copy."""
+    world = make()
+    world.applied["member0"] = world.wants["member0"] = world.index
+    world.of_rafts_own = 3
+    world.run_until(lambda: world.installed)
+    assert world.installed == [("member0", 51, 3, world.content)]
+    assert (world.advanced, world.made) == (1, 1)
 
 
 @pytest.mark.parametrize(("role", "behind"), [("follower", ()), ("candidate", ()), ("failed", ("member0",))])
