@@ -67,7 +67,8 @@ class Aftermath:
         simulation.restores.check([row for row in rows if row[0] >= 0])
         simulation.history.check(rows, counters, simulation.restores.erased)
         if simulation.scenario.archive:
-            simulation.wait(self._archived, HEALED, "all that was committed is archived")
+            # A slow storage, and a few entries in each segment.
+            simulation.wait(self._archived, 10 * HEALED, "all that was committed is archived")
             simulation.settling = True
             simulation.storage.check()
 
