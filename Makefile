@@ -14,9 +14,8 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## Three nodes of the shop in testproject/, with data in it. Ctrl-C stops them.
 	$(BIN)/python testproject/manage.py runcluster --nodes 3 --dir .raftsqlite --migrate --run "seed --admin admin"
 
-JOBS ?= 2
-test: $(INSTALLED)  ## All tests, JOBS=2 files at a time, with short slices of the soaks and of Django's own tests.
-	$(BIN)/python -m pytest -m "not slice" --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED)  ## All tests, JOBS=3 files at a time, with short slices of the soaks and of Django's own tests.
+	$(BIN)/python -m pytest -m "not slice" --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 
 runbook: $(INSTALLED)  ## docs/runbook.md from top to bottom on loopback, all members moved: the longest pause of each step is printed.
 	RAFTSQLITE_SOAK_SECONDS=60 $(BIN)/python -m pytest tests/process/test_runbook.py --quiet --capture=no
@@ -47,7 +46,7 @@ bench-snapshots: $(INSTALLED)  ## A node that was away catches up under load: ME
 
 simulate: $(INSTALLED)  ## The deterministic simulation: SEEDS=5000 START=0 JOBS=2; SEED=17 TRACE=1 for one of them.
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),\
-	  --seeds $(or $(SEEDS),1000) --start $(or $(START),0) --jobs $(JOBS))
+	  --seeds $(or $(SEEDS),1000) --start $(or $(START),0) --jobs $(or $(JOBS),2))
 
 soak: $(INSTALLED)  ## More seeds of the simulation (RAFTSQLITE_SOAK_SEEDS), then the process tests under faults, for longer (RAFTSQLITE_SOAK_SECONDS each).
 	$(BIN)/python -m tests.simulation --seeds $${RAFTSQLITE_SOAK_SEEDS:-2000} --start $${RAFTSQLITE_SOAK_START:-100000} --jobs 2

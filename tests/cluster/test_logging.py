@@ -12,7 +12,7 @@ import pytest
 
 import django_raftsqlite
 from django_raftsqlite import dbapi
-from tests.support.nodes import group, write
+from tests.support.nodes import eventually, group, write
 
 SECRET = "nobody may read this in a log"
 ROOT = Path(django_raftsqlite.__file__).parent
@@ -112,6 +112,8 @@ def test_what_is_written_is_in_no_log_whatever_becomes_of_it(
         assert SECRET not in str(conflict.value)
         connection.close()
         trio.settle()
+        hosts = [trio.host(number) for number in range(3)]
+        eventually(lambda: any(host._measures._ready for host in hosts), "a node is ready")
         victim = trio.follower()
         trio.host(victim)._distrust("a test says so")
         leader.close()
