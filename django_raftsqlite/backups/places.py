@@ -14,6 +14,8 @@ from typing import IO, Protocol
 from django.core.files.base import File
 from django.core.files.storage import InvalidStorageError, Storage, storages
 
+from ..sqlite.wal import sync_folder
+
 BLOCK = 1024 * 1024
 LEFT_SECONDS = 24 * 3600.0
 
@@ -104,7 +106,7 @@ class Folder:
                     file.flush()
                     os.fsync(descriptor)
                 made.rename(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             except BaseException:
                 made.unlink(missing_ok=True)
                 raise
@@ -180,7 +182,7 @@ class StoragePlace:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def delete(self, name: str) -> None:
         """See Place."""
@@ -247,11 +249,3 @@ def check_kept(
         found = digest_of(file, told)
     if found != (sha256, size):
         raise PlaceError(f"{name} in {place} is not what was written: {found[1]} bytes of {size}, or other ones")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
