@@ -309,7 +309,6 @@ class Applier:
     def _apply(self, index: int, term: int, payload: bytes) -> None:
         if not payload:
             self.applied.advance(index)
-            self._lane.passed()
             return
         began = time.monotonic()
         self._present = index, began

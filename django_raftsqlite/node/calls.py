@@ -13,7 +13,6 @@ from ..raft.config import RaftView
 from ..raft.driver import RaftDriver
 from ..raft.members import ChangeRefused
 from ..sqlite.entry import ItemKind, Outcome, Status
-from .ahead import Ahead
 from .api import LeaseLost, NodeConfig
 from .applier import Applier
 from .applying import Outcomes
@@ -166,7 +165,7 @@ class Calls:
         turn = Turn(f"node {self._config.address}, process {pid}", reason, nowait=nowait)
         began = time.monotonic()
         try:
-            granted = take_turn(self._turns, turn, self._applied, left, self._ready)
+            granted = take_turn(self._turns, turn, self._applied, left)
             self._figures.waited(time.monotonic() - began)
             if granted is None:
                 raise self._not_granted(turn)
@@ -182,9 +181,6 @@ class Calls:
             self._lane.leave(turn)
             self._turns.leave(turn)  # it may still be waiting, when a signal ended that
             raise
-
-    def _ready(self, ahead: Ahead) -> bool:
-        return self._lane.holds_only(ahead) and ahead.on(self._applier.state.base) is not None
 
     def _left_for_scratch(self) -> Callable[[], float]:
         return self._patience.until(self._patience.now() + self._config.timeout)

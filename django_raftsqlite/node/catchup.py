@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .ahead import Ahead
 from .progress import Applied
 from .turns import Lost, Turn, Turns
 
@@ -17,15 +16,8 @@ class Behind(Exception):
     """The time was up before this node had applied what came before the turn."""
 
 
-def take_turn(
-    turns: Turns,
-    turn: Turn,
-    applied: Applied,
-    left: Callable[[], float],
-    ready: Callable[[Ahead], bool] = lambda _ahead: False,
-) -> int | Lost | None:
-    """Queue and wait for the turn, and for the log index from which on it is good to be applied here; or for the one
-    before, where scratch is ``ready`` to hold the entry that comes then.
+def take_turn(turns: Turns, turn: Turn, applied: Applied, left: Callable[[], float]) -> int | Lost | None:
+    """Queue and wait for the turn, and for the log index from which on it is good to be applied here.
 
     While other nodes wait, the lease is not kept from them for longer than a moment: it is deferred. That moment is
     twice as long each time, so that a node that is slower than the others has its turn in the end. None when the
@@ -40,7 +32,7 @@ def take_turn(
         if not isinstance(granted, int):
             return granted
         index = granted
-        while not _caught_up(applied, index, turn.ahead, ready, _at_most(moment, left)):
+        while not applied.wait(index, _at_most(moment, left)):
             if left() <= 0:
                 raise Behind
             if turns.contested:
@@ -50,17 +42,6 @@ def take_turn(
         else:
             if turns.begin(turn, index):
                 return index
-
-
-def _caught_up(
-    applied: Applied, index: int, ahead: Ahead | None, ready: Callable[[Ahead], bool], left: Callable[[], float]
-) -> bool:
-    if ahead is None:
-        return applied.wait(index, left)
-    return applied.wait_for(
-        lambda: applied.index >= index or (applied.index == index - 1 and ready(ahead)),
-        left,
-    )
 
 
 def _at_most(seconds: float, left: Callable[[], float]) -> Callable[[], float]:

@@ -58,9 +58,9 @@ class Opening(Latch[bool | Refused]):
 class LeasePort(Protocol):
     """The node's own queue for the write lease (:class:`~.turns.Turns`). Called on the loop thread."""
 
-    def granted(self, claim: bytes, index: int, term: int, entry: bytes) -> bool:
-        """The lease is the node's, good from log index ``index`` of the leader of ``term`` on, whose entry there is
-        ``entry`` (empty: it is applied, or not here); False when it is not wanted any more."""
+    def granted(self, claim: bytes, index: int, term: int) -> bool:
+        """The lease is the node's, good from log index ``index`` of the leader of ``term`` on; False when it is not
+        wanted any more."""
 
     def refused(self, claim: bytes, reason: str, text: str) -> None:
         """The claim was refused ("locked"), or the lease taken away ("revoked")."""
@@ -515,17 +515,10 @@ class Core:
             self._to_leader({"type": "node.release", "lease": message["lease"]})
         elif self._view.leader not in {peer, None}:
             pass  # no longer its to grant: the present leader was asked when it became known
-        elif self._lease.granted(claim.id, index, self._view.term, self._entry_ahead(index)):
+        elif self._lease.granted(claim.id, index, self._view.term):
             claim.held = index
         else:
             self._to_leader({"type": "node.release", "lease": claim.id})
-
-    def _entry_ahead(self, index: int) -> bytes:
-        """The entry at ``index``, if it is the next one to be applied, and the leader's own (Raft paper section 5.3:
-        with its term there, this log is the leader's up to there)."""
-        if self._applied() >= index:
-            return b""
-        return next((entry for _, term, entry in self._raft.entries(index, index, 1) if term == self._view.term), b"")
 
     def _on_wanted(self, _peer: str, message: Message) -> None:
         claim = self._claim

@@ -12,7 +12,7 @@ COMPANY = 0.006
 """Seconds for which a COMMIT may wait for those that follow it."""
 
 BEHIND = 0.010
-"""The same, while an entry before it is under way: what left sooner would mostly wait for that elsewhere."""
+"""The same, while the group before is under way: what left sooner would for the most part wait for that elsewhere."""
 
 MOST = 16
 """COMMITs that leave together; more would all be run again by the next transaction of the node, were they to wait."""
@@ -28,21 +28,15 @@ class GroupCommit:
     before whatever follows a :meth:`flush`.
 
     ``leave`` hands attempts on, in order, without waiting for anything; ``more`` tells whether others wait for
-    their turn; ``behind``, whether a COMMIT that is about to be sent lies on top of others that are under way. Any
-    thread.
+    their turn. Any thread.
     """
 
-    def __init__(
-        self,
-        leave: Callable[[Sequence[Attempt]], object],
-        more: Callable[[], bool],
-        behind: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, leave: Callable[[Sequence[Attempt]], object], more: Callable[[], bool]) -> None:
         self._hand_on = leave
         self._more = more
-        self._behind = behind
         self._mutex = threading.Lock()
         self._held: list[Attempt] = []
+        self._before: Attempt | None = None
         self._until = 0.0
 
     def send(self, attempt: Attempt, sent: Callable[[], None]) -> None:
@@ -65,7 +59,7 @@ class GroupCommit:
         with self._mutex:
             now = time.monotonic()
             if not self._held:
-                self._until = now + (BEHIND if self._behind() else COMPANY)
+                self._until = now + (BEHIND if self._before is not None and not self._before.decided else COMPANY)
             self._held.append(attempt)
             if self._more() and now < self._until and len(self._held) < MOST:
                 return len(self._held) == 1
@@ -86,4 +80,5 @@ class GroupCommit:
     def _leave(self) -> None:
         if self._held:
             held, self._held = self._held, []
+            self._before = held[-1]
             self._hand_on(held)

@@ -116,13 +116,8 @@ class HostedNode:
             term=lambda: self._driver.term,
             interrupt=lambda turn: self._lane.interrupt(turn),  # noqa: PLW0108
         )
-        self._group_commit = GroupCommit(
-            self._send_together, lambda: len(self._turns) > 0, lambda: self._lane.committing > 1
-        )
-        self._lane = ScratchLane(
-            Scratch(config.name, config.registrars, durable=config.durable),
-            lambda: max(self._applied.index, machine.applied_index),
-        )
+        self._group_commit = GroupCommit(self._send_together, lambda: len(self._turns) > 0)
+        self._lane = ScratchLane(Scratch(config.name, config.registrars, durable=config.durable))
         self._applier = Applier(
             machine,
             self._lane,

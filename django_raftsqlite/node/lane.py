@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import apsw
 
 from ..sqlite.entry import Base, Outcome, RequestId, Result, Statement, Status, decode_transaction, result_digest
 from ..sqlite.errors import NodeFault, StatementError
 from ..sqlite.scratch import Scratch
-from .ahead import MOST_BYTES, Ahead, Committing
 from .api import LeaseLost, Moved
 from .requests import Request
 from .turns import Turn
@@ -22,10 +22,18 @@ INTERRUPT_EVERY = 0.01
 MOST_BELOW = 24
 """COMMITs on their way on which a transaction may be based: all of them are run again whenever one is applied."""
 
-MOST_WORK = 0.05
-"""Seconds on scratch; as MOST_BYTES."""
+MOST_WORK = 0.05  # seconds on scratch, and
+MOST_BYTES = 64 * 1024  # encoded: beyond it, to run a transaction again would take longer than to wait for it
 
 Ran = Result | StatementError
+
+
+class Committing(NamedTuple):
+    """A transaction whose COMMIT is on its way. ``alone``: nothing can be based on it before it is applied."""
+
+    request: RequestId
+    payload: bytes
+    alone: bool
 
 
 class ScratchLane:
@@ -39,21 +47,16 @@ class ScratchLane:
     Nothing that was done here is ever kept: apply runs each transaction from the log. Invariants: while ``_applying``
     is true scratch is in no transaction, and nobody holds the mutex for longer than a moment, since that may take
     minutes; ``_committing`` are the COMMITs of this node that were sent and
-    not applied, in order, and scratch, when it is in a transaction, holds all of them. Below them are those of the
-    entry ``_ahead``, which are other nodes': the lease is good from that entry on, so nothing else comes in between.
-
-    ``applied`` gives the newest log index that is applied here: no later than :meth:`apply` ends for it.
+    not applied, in order, and scratch, when it is in a transaction, holds all of them.
     """
 
-    def __init__(self, scratch: Scratch, applied: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._applied_index = applied
         self._mutex = threading.Lock()
         self._settled = threading.Condition(self._mutex)
         self._turn: Turn | None = None
         self._applying = False
         self._committing: list[Committing] = []
-        self._ahead: Ahead | None = None
         self._pragmas: Mapping[str, int] = {}
 
     @property
@@ -77,7 +80,7 @@ class ScratchLane:
             with _Busy(turn):
                 while True:
                     turn.moved = False
-                    base = None if self._applying else self._stack_unless_interrupted(turn.ahead, pragmas)
+                    base = None if self._applying else self._stack_unless_interrupted(pragmas)
                     if base is not None:
                         return base
                     self._scratch.rollback()
@@ -112,15 +115,6 @@ class ScratchLane:
         with self._mutex, _Working(self, turn):
             return self._scratch.deferred_violations() != 0
 
-    @property
-    def committing(self) -> int:
-        """COMMITs on their way on which the next one is based (a snapshot; any thread)."""
-        return len(self._committing)
-
-    def holds_only(self, ahead: Ahead) -> bool:
-        """Whether no COMMITs of this node would have to be applied before that entry (a snapshot; any thread)."""
-        return self._ahead is ahead or not self._committing
-
     def leave(self, turn: Turn) -> None:
         """Roll back, if the transaction is still there. Never raises."""
         with self._mutex:
@@ -151,7 +145,7 @@ class ScratchLane:
         if any(committing.request == request for committing in self._committing):
             with self._preempting():
                 if any(committing.request == request for committing in self._committing):
-                    self._base_on_nothing()
+                    self._committing = []
                 self._settled.notify_all()  # also whoever was interrupted for nothing
 
     def interrupt(self, turn: Turn) -> None:
@@ -171,25 +165,19 @@ class ScratchLane:
                 self._applying = False
                 self._settled.notify_all()
 
-    def passed(self) -> None:
-        """An entry without content was applied: what was at its index before, if anything, is lost. Apply thread."""
-        if self._ahead is not None:
-            with self._preempting():
-                self._settled.notify_all()
-
     def replaced(self) -> None:
         """The file holds another state now, whose outcomes nobody was told: nothing is based on what was here.
 
         Within :meth:`apply`.
         """
         with self._mutex:
-            self._base_on_nothing()
+            self._committing = []
 
     @contextmanager
     def without_scratch(self) -> Iterator[None]:
         """Close scratch while another file is put in the place of the present one. Within :meth:`apply`."""
         with self._mutex:
-            self._base_on_nothing()
+            self._committing = []
             self._scratch.close()
         try:
             yield
@@ -227,18 +215,13 @@ class ScratchLane:
             if any(decided[c.request].status is not Status.DONE for c in self._committing if c.request in decided):
                 kept = []  # what lies on top of a transaction that failed will find its base gone
             self._committing = kept
-            if not any(committing.foreign for committing in kept):
-                self._ahead = None
 
     # Under the mutex --------------------------------------------------------------------------------------
 
-    def _base_on_nothing(self) -> None:
-        self._committing, self._ahead = [], None
-
-    def _stack_unless_interrupted(self, ahead: Ahead | None, pragmas: Mapping[str, int]) -> Base | None:
+    def _stack_unless_interrupted(self, pragmas: Mapping[str, int]) -> Base | None:
         # Who interrupts is waiting for the mutex, has it next, and tells when it is done.
         try:
-            return self._stack(ahead, pragmas)
+            return self._stack(pragmas)
         except apsw.InterruptError:
             return None
         except NodeFault as fault:
@@ -246,48 +229,26 @@ class ScratchLane:
                 return None
             raise
 
-    def _stack(self, ahead: Ahead | None, pragmas: Mapping[str, int]) -> Base | None:
+    def _stack(self, pragmas: Mapping[str, int]) -> Base | None:
         """Begin at the newest state, with all that is being committed on top; None where that can't be done yet."""
-        scratch, new = self._scratch, self._not_yet_below(ahead)
-        if new is not None and self._committing:
+        scratch, below = self._scratch, self._committing
+        if len(below) >= MOST_BELOW or any(committing.alone for committing in below):
             return None
-        if len(self._committing) >= MOST_BELOW or any(committing.alone for committing in self._committing):
-            return None
-        if new is not None or not scratch.in_transaction:
-            base = self._begin(new, pragmas)
-            if base is None:
-                return None
+        if not scratch.in_transaction:
+            base: Base = scratch.begin(pragmas)
+            self._pragmas = dict(pragmas)
+            for committing in below:
+                if not self._again(committing):
+                    return None
         else:
             assert scratch.base is not None
             base = scratch.base
-        below = self._committing
         if below:
             if self._pragmas.get("foreign_keys", 1) != pragmas.get("foreign_keys", 1):
                 return None  # SQLite ignores the pragma within a transaction
             scratch.put_on_top(pragmas)
             base = Base(base.lineage, base.version + len(below), below[-1].request.to_bytes())
         return base
-
-    def _not_yet_below(self, ahead: Ahead | None) -> Ahead | None:
-        """The entry to begin with, unless it is applied or below already."""
-        if ahead is not None and self._applied_index() >= ahead.index:
-            ahead = None
-        if self._ahead is not None and self._ahead is not ahead:
-            # It was lost with its leader, since else all it held is decided; and what lies on top is lost with it.
-            self._base_on_nothing()
-            self._scratch.rollback()
-        return ahead if self._ahead is None else None
-
-    def _begin(self, new: Ahead | None, pragmas: Mapping[str, int]) -> Base | None:
-        self._scratch.rollback()
-        base = self._scratch.begin(pragmas)
-        self._pragmas = dict(pragmas)
-        if new is not None:
-            found = new.on(base)
-            if found is None:
-                return None
-            self._committing, self._ahead = found.copy(), new
-        return base if all(self._again(committing) for committing in self._committing) else None
 
     def _again(self, committing: Committing) -> bool:
         transaction = decode_transaction(committing.payload)

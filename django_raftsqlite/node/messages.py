@@ -24,7 +24,4 @@ class RaftPort(Protocol):
 
     def send(self, peer: str, message: Message) -> bool: ...
 
-    def entries(self, first: int, last: int, size: int) -> list[tuple[int, int, bytes]]:
-        """Entries of this member's log, committed or not, as (index, term, payload): about ``size`` bytes of them."""
-
     def read_index(self, done: Callable[[int | None], None]) -> None: ...

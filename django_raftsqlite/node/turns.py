@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 
 from ..exceptions import LeaseTimeout
-from .ahead import Ahead
 from .latch import Latch
 
 
@@ -24,14 +23,13 @@ class Lost(Exception):
 class Turn(Latch[int | Lost]):
     """One transaction's wish to work on scratch, and its time there.
 
-    The latch gives the log index that must be applied first, or a Lost; the entry there is ``ahead``, if it was not
-    applied when the lease was granted: it need not be applied first if scratch can hold it. ``who`` describes it
-    ("node 127.0.0.1:7101, process 4711"), ``what`` is its first statement. The lane keeps the rest: ``lost`` says why
-    its place was taken away, ``moved`` that apply has rolled scratch back below it, ``busy`` that a statement
+    The latch gives the log index that must be applied first, or a Lost. ``who`` describes it ("node
+    127.0.0.1:7101, process 4711"), ``what`` is its first statement. The lane keeps the rest: ``lost`` says
+    why its place was taken away, ``moved`` that apply has rolled scratch back below it, ``busy`` that a statement
     is running, ``used`` (monotonic seconds) when it last worked, ``worked`` for how many seconds in all.
     """
 
-    __slots__ = ("ahead", "began", "busy", "claim", "lost", "moved", "nowait", "used", "what", "who", "worked")
+    __slots__ = ("began", "busy", "claim", "lost", "moved", "nowait", "used", "what", "who", "worked")
 
     def __init__(self, who: str, what: str, *, nowait: bool = False) -> None:
         super().__init__()
@@ -39,7 +37,6 @@ class Turn(Latch[int | Lost]):
         self.what = " ".join(what.split())[:120]
         self.nowait = nowait
         self.claim = b""
-        self.ahead: Ahead | None = None
         self.lost: str | None = None
         self.moved = False
         self.busy = False
@@ -84,7 +81,6 @@ class Turns:
         self._holder: Turn | None = None
         self._claim: bytes | None = None
         self._index: int | None = None  # not None: the lease is held
-        self._ahead: Ahead | None = None
         self._term = 0  # in which it was granted
         self._ends: float | None = None  # others wait: the run ends then (monotonic seconds)
         self._elsewhere: str | None = None
@@ -195,7 +191,7 @@ class Turns:
             self._return()
         while self._index is not None and self._waiting:
             turn = self._waiting.popleft()
-            turn.claim, turn.ahead = self._claim or b"", self._ahead
+            turn.claim = self._claim or b""
             turn.began = turn.used = time.monotonic()
             self._holder = turn
             if turn.set(self._index):
@@ -219,14 +215,13 @@ class Turns:
 
     # The core's LeasePort ---------------------------------------------------------------------------------
 
-    def granted(self, claim: bytes, index: int, term: int, entry: bytes = b"") -> bool:
+    def granted(self, claim: bytes, index: int, term: int) -> bool:
         """See LeasePort."""
         with self._mutex:
             if self._claim != claim:
                 return False
             if self._index is None:
                 self._index, self._term = index, term
-                self._ahead = Ahead(index, entry) if entry else None
                 self._elsewhere = None
                 self._next()
             return True

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from django_raftsqlite.node import catchup
-from django_raftsqlite.node.ahead import Ahead
 from django_raftsqlite.node.catchup import Behind, take_turn
 from django_raftsqlite.node.progress import Applied
 from django_raftsqlite.node.turns import Lost, Turn, Turns
@@ -20,9 +19,8 @@ FOREVER = 1000.0
 class Leader:
     """Grants the lease from the next index of ``indexes`` on, at once, and says that others wait."""
 
-    def __init__(self, indexes: list[int], *, contested: bool = True, entry: bytes = b"") -> None:
+    def __init__(self, indexes: list[int], *, contested: bool = True) -> None:
         self.indexes = indexes
-        self.entry = entry
         self.contested = contested
         self.deferred: list[int] = []
         self.told = threading.Event()
@@ -40,7 +38,7 @@ class Leader:
         self.told.clear()
 
         def grant() -> None:
-            assert self.turns.granted(claim, index, 0, self.entry)
+            assert self.turns.granted(claim, index, 0)
             if self.contested:
                 self.turns.wanted_by_others(claim, FOREVER)
             self.told.set()
@@ -84,25 +82,6 @@ def test_each_time_the_lease_is_deferred_the_node_may_take_twice_as_long(monkeyp
     assert take_turn(leader.turns, mine, applied, lambda: FOREVER) == 7
     assert leader.deferred == [8, 9, 10] and leader.turns.holder is mine
     assert applied.waits == [catchup.MOMENT * 2**n for n in range(3)]
-
-
-def test_where_scratch_can_hold_the_entry_at_the_lease_the_turn_comes_with_the_one_before_it() -> None:
-    for applied, ready, comes in ((6, True, True), (6, False, False), (5, True, False), (7, False, True)):
-        leader, mine = Leader([7], contested=False, entry=b"entry"), turn()
-        told: list[Ahead] = []
-
-        def is_ready(ahead: Ahead, told: list[Ahead] = told, ready: bool = ready) -> bool:
-            told.append(ahead)
-            return ready
-
-        ends = iter([FOREVER] + [catchup.MOMENT / 10] * 3)
-        if comes:
-            assert take_turn(leader.turns, mine, Applied(applied), lambda: FOREVER, is_ready) == 7
-        else:
-            with pytest.raises(Behind):
-                take_turn(leader.turns, mine, Applied(applied), lambda ends=ends: next(ends, 0.0), is_ready)
-        assert mine.ahead is not None and mine.ahead.index == 7
-        assert set(told) <= {mine.ahead} and bool(told) == (applied == 6)
 
 
 def test_nothing_is_lent_when_nobody_wants_it() -> None:

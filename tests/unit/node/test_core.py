@@ -49,12 +49,6 @@ class Port:
         self.group.wire.append((self.address, peer, message))
         return True
 
-    def entries(self, first: int, last: int, size: int) -> list[tuple[int, int, bytes]]:
-        log = self.group.log
-        return [
-            (at, self.group.log_term or self.group.term, log[at - 1]) for at in range(first, min(last, len(log)) + 1)
-        ]
-
     def read_index(self, done: Callable[[int | None], None]) -> None:
         self.reads.append(done)
 
@@ -67,7 +61,6 @@ class Group:
         self.term = 0
         self.now = 100.0
         self.log: list[bytes] = []
-        self.log_term: int | None = None  # of all that is in the log, if not the present one
         self.protocol = 2
         self.wire: deque[tuple[str, str, Message]] = deque()
         self.cut: set[frozenset[str]] = set()
@@ -323,18 +316,6 @@ def test_a_node_is_told_that_others_wait_and_gives_the_lease_back_when_its_trans
     group.turns["n2"].finish(turn)
     group.deliver()
     assert group.payloads() == [[b"waits"]]
-
-
-def test_with_the_lease_comes_the_entry_from_which_on_it_is_good_if_it_is_the_leaders_and_not_applied() -> None:
-    for applied, log_term, comes in ((0, None, True), (1, None, False), (0, 7, False)):
-        group = Group()
-        group.elect("n1")
-        group.submit("n1", group.request("n1", b"a"))
-        group.applied["n2"], group.log_term = applied, log_term
-        turn = group.take("n2", "first")
-        group.deliver()
-        assert turn.wait(0) == 1
-        assert (turn.ahead is not None and turn.ahead.index == 1) == comes
 
 
 def test_a_lease_that_is_held_for_nothing_is_given_back_at_once() -> None:

@@ -18,13 +18,10 @@ class Node:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.waiting = 0
-        self.under_way = False
         self.sent: list[list[Attempt]] = []
         self._origin = Origin()
         monkeypatch.setattr(groupcommit.time, "monotonic", lambda: self.now)
-        self.commits = GroupCommit(
-            lambda attempts: self.sent.append(list(attempts)), lambda: self.waiting > 0, lambda: self.under_way
-        )
+        self.commits = GroupCommit(lambda attempts: self.sent.append(list(attempts)), lambda: self.waiting > 0)
 
     def attempt(self) -> Attempt:
         request = self._origin.create(lambda *_: Encoded([b"tx"], 2, b""), solo=False, lease=b"l" * 16)
@@ -101,15 +98,15 @@ def test_one_that_comes_when_the_time_of_the_first_is_over_takes_them_along(node
 
 
 def test_a_group_that_lies_on_what_is_under_way_may_wait_longer_but_not_for_ever(node: Node) -> None:
-    attempts = [node.attempt() for _ in range(3)]
+    before, *attempts = [node.attempt() for _ in range(4)]
+    node.commits.add(before)
     node.waiting = 5
-    node.under_way = True
     node.commits.add(attempts[0])
     node.now += COMPANY
-    assert not node.commits.add(attempts[1]) and node.sent == []
+    assert not node.commits.add(attempts[1]) and node.sent == [[before]]
     node.now += BEHIND - COMPANY
     assert not node.commits.add(attempts[2])
-    assert node.sent == [attempts]
+    assert node.sent == [[before], attempts]
 
 
 def test_there_are_never_more_than_scratch_holds(node: Node) -> None:
