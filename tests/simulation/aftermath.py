@@ -107,6 +107,8 @@ class Aftermath:
         leader = simulation.leader()
         if leader is None or len(leader.replica.members.voters) < 3:
             return  # of two nobody can tell which is wrong
+        if any(machine.touched for machine in simulation.there):
+            return  # nor of three, of which two are
         for machine in simulation.there:
             path = machine.disk.folder / "db.sqlite3"
             at = path.read_bytes().find(SPARE.encode())
