@@ -63,6 +63,8 @@ class Secrets:
             named = self._read(where, value)
             if named is None:
                 return
+            (key,) = value
+            where = f'{where}["{key}"]'
             source, value = named
         if not isinstance(value, str):
             self._fault(where, f"is {kind(value)}.")
@@ -148,6 +150,8 @@ class TLS:
             self._fault(where, "is missing.")
         elif not isinstance(value, str | os.PathLike):
             self._fault(where, f"is {kind(value)}.")
+        elif Path(value).is_dir():
+            self._fault(where, f"is {str(value)!r}, which is a folder.", "Write the path of a PEM file.")
         elif not Path(value).is_file():
             self._fault(where, f"is {str(value)!r}, and there is no such file.", "Write the path of a PEM file.")
         elif not os.access(value, os.R_OK):

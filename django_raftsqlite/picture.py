@@ -94,6 +94,7 @@ def warnings_of(status: Status, now: float) -> Iterator[Warned]:
     yield from _of_members(status)
     if status["snapshots"].get("problem"):
         yield Warned(str(status["snapshots"]["problem"]))
+    yield from _of_archive(status["archive"])
     applying = status["applying"]
     if applying:
         what = applying["statement"] or "a transaction"
@@ -126,6 +127,18 @@ def _of_this_node(status: Status) -> Iterator[Warned]:
         yield Warned("No leader is in reach: nothing can be written here.", grave=True)
     elif not status["ready"]:
         yield Warned("This node has yet to catch up with its group.")
+
+
+def _of_archive(archive: Status | None) -> Iterator[Warned]:
+    if archive is None:
+        return
+    if archive["problem"]:
+        yield Warned(f"{str(archive['problem'])[:1].upper()}{str(archive['problem'])[1:]}")
+    if archive["gap"] is not None:
+        yield Warned(
+            f"The archive lacks what was committed before log index {archive['gap']}: take a backup, since moments "
+            "before the next one cannot all be restored."
+        )
 
 
 def _of_members(status: Status) -> Iterator[Warned]:
@@ -194,6 +207,7 @@ def _facts(status: Status, recent: Sequence[Status], now: float) -> Iterator[tup
             below + ("" if timed is latest else f", {seconds(timed['ago'])} ago"),
         )
     yield "Write lease", "held" if status["lease"] else "free", f"{status['waiting']} waiting"
+    yield _last_snapshot(status["log"])
     last = status["last_backup"]
     if last is None:
         yield "Last backup", "none", "as far as the members know"
@@ -203,7 +217,32 @@ def _facts(status: Status, recent: Sequence[Status], now: float) -> Iterator[tup
             f"{seconds(max(now - last['time'], 0.0))} ago",
             f"log index {last['index']}, {last['place']}",
         )
+    yield ("Archive", *_archive(status["archive"]))
     yield from _verified(status["members"])
+
+
+def _last_snapshot(log: Status) -> tuple[str, str, str]:
+    """When this node's database file last took the place of the beginning of its Raft log."""
+    first = log["first_index"]
+    if log["synced_ago"] is not None:
+        return "Last snapshot", f"{seconds(log['synced_ago'])} ago", f"the Raft log begins at index {first}"
+    if first > 1:
+        return "Last snapshot", f"at log index {first}", "before this process hosted the node"
+    return "Last snapshot", "none yet", "the Raft log has all since its beginning"
+
+
+def _archive(archive: Status | None) -> tuple[str, str]:
+    """How far the log is kept outside of the group, and a few words below that."""
+    if archive is None:
+        return "none", 'OPTIONS["archive"] is not set'
+    if archive["name"] is None:
+        return "not begun", "it begins with a leader"
+    if archive["index"] is None:
+        return "not known", "the leader has yet to look into the storage"
+    end = f"it ends at index {archive['index']}"
+    if archive["gap"] is not None:
+        return "a gap", f"before log index {archive['gap']}; {end}"
+    return f"{archive['behind']} behind", f"log entries; {end}"
 
 
 def _verified(members: Sequence[Status]) -> Iterator[tuple[str, str, str]]:

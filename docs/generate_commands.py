@@ -5,7 +5,7 @@ What a command is for is written in its ``help``, so that ``--help`` and the pag
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, Action, ArgumentParser, _SubParsersAction
+from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter, _SubParsersAction
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def _arguments(usage: str, parser: ArgumentParser, without: set[str]) -> Iterato
     if shown:
         yield "| argument | |\n|---|---|"
         for action in (*positional, *options):
-            yield f"| `{_name(action)}` | {action.help or ''} |"
+            told = HelpFormatter(parser.prog)._expand_help(action) if action.help else ""
+            yield f"| `{_name(action)}` | {told} |"
         yield ""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..amounts import seconds
+
 FAR = 0.005
 """Seconds of a round trip that are worth a word."""
 
@@ -61,6 +63,8 @@ def render(alias: str, status: Mapping[str, Any]) -> str:
     log = status.get("log")
     if log:
         held = f"{log['entries']} entries from {log['first_index']} on, {log['bytes'] / 2**20:.1f} MiB"
+        if log.get("synced_ago") is not None:
+            held += f", cut {seconds(log['synced_ago'])} ago"
         pairs.append(("Raft log", held))
     if (archive := status.get("archive")) is not None:
         pairs.append(("archive", _archive(archive)))

@@ -100,6 +100,11 @@ class Compaction:
         self._wishes: list[CutWish] = []
         self.synced: int | None = None
 
+    @property
+    def synced_ago(self) -> float | None:
+        """Seconds since ``synced`` was told."""
+        return None if self.synced is None else self._clock() - self._cut
+
     def cut(self, wish: CutWish) -> None:
         """Cut all of the log that nobody in reach will ask for, whatever its size, at the next :meth:`tick` that
         finds nothing under way; ``wish`` is told, unless the node fails first."""

@@ -161,12 +161,14 @@ class Upkeep:
 
     def status(self, view: RaftView) -> dict[str, Any]:
         """What the node's status says of it."""
+        ago = self._compaction.synced_ago
         return {
             "log": {
                 "first_index": view.first_index,
                 "entries": max(view.last_index - view.first_index + 1, 0),
                 "bytes": self._driver.log_bytes,
                 "synced_index": self._compaction.synced,
+                "synced_ago": None if ago is None else round(ago, 3),
             },
             "snapshots": {
                 "behind": sorted(view.behind),

@@ -39,15 +39,25 @@ def read_archive(given: Given) -> ArchiveConfig | None:
         given.problem(
             "E005", "archive", f"has the unknown key {unknown[0]!r}.{suggest(str(unknown[0]), KEYS)}", advice
         )
+    elif storage is None:
+        given.problem("E005", '["OPTIONS"]["archive"]["storage"]', "is missing.", advice)
     elif not isinstance(storage, str) or storage not in settings.STORAGES:
         known = listed(settings.STORAGES)
-        given.problem("E005", "archive", f"has the storage {storage!r}; STORAGES has {known}.", advice)
+        given.problem("E005", '["OPTIONS"]["archive"]["storage"]', f"is {storage!r}; STORAGES has {known}.", advice)
     elif isinstance(interval, bool) or not isinstance(interval, int | float) or not least <= interval <= most:
         given.problem(
-            "E005", "archive", f"has the interval {interval!r}.", f"Write seconds from {least:g} to {most:g}."
+            "E005",
+            '["OPTIONS"]["archive"]["interval"]',
+            f"is {interval!r}.",
+            f"Write a number of seconds from {least:g} to {most:g}, such as {INTERVAL:g}.",
         )
     elif isinstance(hold, bool) or not isinstance(hold, int) or hold < 0:
-        given.problem("E005", "archive", f"has hold: {hold!r}.", f"Write bytes, such as {HOLD}.")
+        given.problem(
+            "E005",
+            '["OPTIONS"]["archive"]["hold"]',
+            f"is {hold!r}.",
+            f"Write a number of bytes, 0 or more, such as {HOLD}.",
+        )
     else:
         return ArchiveConfig(OpenStorage(storage, given.alias), float(interval), hold)
     return None

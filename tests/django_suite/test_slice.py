@@ -32,7 +32,7 @@ RUNS = [
 def test_no_test_of_django_differs_from_the_built_in_backend(way: Way, django: str, tmp_path: Path) -> None:
     """What passes on django.db.backends.sqlite3 passes here, and what runs there runs here; on a follower every write
     goes through the network and the nodes' files are equal after each class of tests that commits."""
-    labels = ONE_NODE_LABELS if way == ONE_NODE else LABELS
+    labels = ONE_NODE_LABELS if way == ONE_NODE and django == "5.2" else LABELS
     try:
         baseline = Baseline.read(django)
     except FileNotFoundError:

@@ -60,7 +60,7 @@ def rng() -> random.Random:
 @pytest.fixture
 def soak_seconds() -> float:
     """How long faults are injected: a slice in the normal run, longer in `make soak`."""
-    return float(os.environ.get("RAFTSQLITE_SOAK_SECONDS", "15"))
+    return float(os.environ.get("RAFTSQLITE_SOAK_SECONDS", "10"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
-import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.printing import Printing
 
 TESTPROJECT = Path(__file__).resolve().parents[2] / "testproject"
 NODES = 3
@@ -50,35 +49,19 @@ def free_ports(count: int) -> int:
     return pytest.fail("no free ports")
 
 
-class Cluster:
+class Cluster(Printing):
     """A runcluster process and its output."""
 
     def __init__(self, project: Path, ports: int, *arguments: str) -> None:
         self.port = ports
-        self.lines: list[str] = []
         command = [sys.executable, "manage.py", "runcluster", "--port", str(ports), "--raft-port", str(ports + NODES)]
-        self.process = subprocess.Popen(
+        super().__init__(
             [*command, *arguments],
-            cwd=project,
-            env={**os.environ, "TESTPROJECT_DATA": str(project / "data")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            folder=project,
+            environment={"TESTPROJECT_DATA": str(project / "data")},
+            deadline=DEADLINE,
+            own_session=True,
         )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
-
-    def wait_for(self, pattern: str, *, since: int = 0) -> re.Match[str]:
-        def found() -> re.Match[str] | None:
-            return next((match for line in self.lines[since:] if (match := re.search(pattern, line))), None)
-
-        match: re.Match[str] = until(found, lambda: f"no {pattern!r} in:\n" + "\n".join(self.lines))
-        return match
 
     def get(self, node: int, path: str, body: object = None) -> Any:
         """JSON from a node (1 to 3), or None while it does not answer."""
@@ -110,16 +93,6 @@ class Cluster:
         # A set: a request that was given up may have been committed, and was then sent again as a new one.
         return None if answer is None else sorted(set(answer["events"]))
 
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(DEADLINE)
-        self._reader.join(DEADLINE)
-        assert not self._reader.is_alive(), "somebody still holds the output: an orphan"
-        return status
-
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
@@ -134,8 +107,4 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
 
     yield make
     for cluster in started:
-        if cluster.process.poll() is None:
-            cluster.process.kill()
-        cluster.wait()
-        assert cluster.process.stdout is not None
-        cluster.process.stdout.close()
+        cluster.close()

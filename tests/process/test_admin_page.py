@@ -267,8 +267,23 @@ def check_it_can_be_read(visitor: Visitor, width: int) -> None:
     assert visitor.faults == []
 
 
+@pytest.fixture
+def archiving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the group that is started then."""
+    archive = {"storage": "backups", "interval": 2}
+    monkeypatch.setenv("RAFTSQLITE_DEFAULT", json.dumps({"OPTIONS": {"archive": archive}}))
+
+
+def act(visitor: Visitor, button: str, answer: str | re.Pattern[str], fact: str | re.Pattern[str]) -> None:
+    """A button of the group, the question, its answer, and what one of the boxes shows then."""
+    for _ in ("the button", "the question"):
+        visitor.page.get_by_role("button", name=button).click()
+    visitor.sees(".messagelist", answer)
+    visitor.sees(".raft-facts", fact)
+
+
 @pytest.mark.skipif(not PICTURES, reason="RAFTSQLITE_SCREENSHOTS=1 makes the pictures in docs/images")
-def test_pictures_of_the_page(cluster: Cluster, visit: Callable[..., Visitor]) -> None:
+def test_pictures_of_the_page(archiving: None, cluster: Cluster, visit: Callable[..., Visitor]) -> None:
     desktop = visit(1, viewport={"width": 1280, "height": 900}, color_scheme="light")
     dark = visit(1, viewport={"width": 1280, "height": 900}, color_scheme="dark")
     phone = visit(
@@ -276,6 +291,11 @@ def test_pictures_of_the_page(cluster: Cluster, visit: Callable[..., Visitor]) -
     )
     verify(desktop)
     time.sleep(HISTORY)
+    act(desktop, "Snapshot", "the database is on the disk", re.compile(r"Last snapshot\s*[\d.]+ m?s ago"))
+    act(desktop, "Back up", "A backup is being taken", re.compile(r"Last backup\s*[\d.]+ m?s ago"))
+    desktop.page.reload()  # without the message
+    for visitor in (desktop, dark, phone):
+        visitor.sees(".raft-summary", "All is well")
     IMAGES.mkdir(exist_ok=True)
     for name, visitor in (("admin-desktop", desktop), ("admin-dark", dark), ("admin-phone", phone)):
         visitor.page.screenshot(path=IMAGES / f"{name}.png", full_page=True)

@@ -98,6 +98,7 @@ def rows(page: str, heading: str) -> set[str]:
 def test_the_page_of_commands_is_what_the_commands_say() -> None:
     module = generator()
     assert module.PAGE.read_text() == module.page(), "run `make docs`, and commit docs/commands.md"
+    assert "%(" not in module.page(), "a default that --help fills in"
 
 
 def test_every_argument_of_every_command_is_explained_and_on_the_page() -> None:

@@ -6,11 +6,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -26,6 +23,7 @@ from django_raftsqlite.exceptions import Unavailable
 from django_raftsqlite.management.commands import raft, runcluster
 from django_raftsqlite.management.status import has_leader, render
 from django_raftsqlite.management.systemd import notify
+from tests.support.printing import Printing
 
 TESTPROJECT = Path(__file__).resolve().parents[3] / "testproject"
 DEADLINE = 30.0
@@ -153,47 +151,18 @@ def test_snapshot_tells_what_the_host_did_or_why_not(monkeypatch: pytest.MonkeyP
     assert error.value.returncode == 1
 
 
-class Manage:
-    """A ``manage.py`` in a process of its own, whose lines can be waited for."""
+class Manage(Printing):
+    """A ``manage.py`` in a process of its own."""
 
     def __init__(self, data: Path, *arguments: str) -> None:
-        self.lines: list[str] = []
         # What `raft` says is seen at once, also in a pipe; print() in a shell is not.
         unbuffered = [] if arguments[0] == "raft" else ["-u"]
-        self.process = subprocess.Popen(
+        super().__init__(
             [sys.executable, *unbuffered, "-W", "error", "manage.py", *arguments],
-            cwd=TESTPROJECT,
-            env={**os.environ, "TESTPROJECT_DATA": str(data)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            folder=TESTPROJECT,
+            environment={"TESTPROJECT_DATA": str(data)},
+            deadline=DEADLINE,
         )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(line.rstrip("\n") for line in self.process.stdout)
-
-    def wait_for(self, text: str) -> str:
-        deadline = time.monotonic() + DEADLINE
-        while time.monotonic() < deadline:
-            for line in self.lines:
-                if text in line:
-                    return line
-            time.sleep(0.01)
-        return pytest.fail(f"no {text!r} in {self.lines}")
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        return self.wait()
-
-    def wait(self) -> int:
-        status = self.process.wait(DEADLINE)
-        self._reader.join(DEADLINE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
 
 
 @pytest.fixture
@@ -206,9 +175,7 @@ def manage(tmp_path: Path) -> Iterator[Callable[..., Manage]]:
 
     yield start
     for process in started:
-        if process.process.poll() is None:
-            process.process.kill()
-        process.wait()
+        process.close()
 
 
 # raft status -------------------------------------------------------------------------------------------------
@@ -274,6 +241,7 @@ def test_status_shows_the_size_of_the_wal_and_who_keeps_it() -> None:
 def test_status_shows_the_log_and_snapshots_on_their_way() -> None:
     log = {"entries": 301, "first_index": 1700, "bytes": 5 * 2**19}
     assert "Raft log       301 entries from 1700 on, 2.5 MiB\n" in render("x", {**STATUS, "log": log})
+    assert "2.5 MiB, cut 2 min ago\n" in render("x", {**STATUS, "log": {**log, "synced_ago": 130.0}})
     transfer = {"index": 12, "bytes": 2**20, "size": 4 * 2**20}
     told = {"sending": [{"to": "a:1", **transfer}], "receiving": {"from": "b:2", "phase": "receiving", **transfer}}
     table = render("x", {**STATUS, "snapshots": {**told, "problem": "no space"}})
@@ -356,7 +324,7 @@ def test_a_node_is_hosted_until_it_is_told_to_stop(manage: Any, number: int) -> 
     process.wait_for("hosting localhost")
     status = manage("raft", "status")
     assert status.wait() == 0
-    assert f"host           process {process.process.pid}" in status.lines
+    assert f"host           process {process.pid}" in status.lines
     assert process.end(number) == 0
     assert process.lines[-1] == "stopped hosting localhost"
 
@@ -366,11 +334,9 @@ def test_a_second_host_waits_and_takes_over(manage: Any) -> None:
     first = manage("raft", "node")
     first.wait_for("hosting localhost")
     second = manage("raft", "node")
-    assert second.wait_for("waiting to take over") == (
-        f"process {first.process.pid} hosts localhost: waiting to take over"
-    )
+    assert second.wait_for("waiting to take over") == (f"process {first.pid} hosts localhost: waiting to take over")
     first.end(signal.SIGKILL)
-    second.wait_for("hosting localhost (")
+    second.wait_for(r"hosting localhost \(")
     assert second.end(signal.SIGTERM) == 0
 
 
@@ -392,7 +358,7 @@ def test_systemd_is_told_when_the_node_is_ready_and_when_it_stops(manage: Any, s
     first = manage("raft", "node")
     assert service_manager.recv(1000).startswith(b"READY=1\nSTATUS=hosting localhost (")
     second = manage("raft", "node")
-    waiting = f"READY=1\nSTATUS=process {first.process.pid} hosts localhost: waiting to take over"
+    waiting = f"READY=1\nSTATUS=process {first.pid} hosts localhost: waiting to take over"
     assert service_manager.recv(1000) == waiting.encode()
     assert second.end(signal.SIGTERM) == 0
     assert service_manager.recv(1000) == b"STOPPING=1"
@@ -405,7 +371,7 @@ def test_a_service_manager_that_is_gone_does_not_keep_the_node_from_its_work(
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     process = manage("raft", "node")
-    process.wait_for("systemd was not told READY=1 (NOTIFY_SOCKET): ")
+    process.wait_for(r"systemd was not told READY=1 \(NOTIFY_SOCKET\): ")
     assert process.end(signal.SIGTERM) == 0
 
 
@@ -461,7 +427,7 @@ def test_a_forked_child_connects_anew_and_writes_through_its_parent(manage: Any)
     """As gunicorn's workers do with --preload."""
     process = manage("shell", "-c", FORKING)
     process.wait_for("the child ended with 0")
-    process.wait_for("['parent', 'child', 'parent again']")
+    process.wait_for(r"\['parent', 'child', 'parent again'\]")
     assert process.wait() == 0
 
 

@@ -71,9 +71,24 @@ def status(**told: Any) -> dict[str, Any]:
         "origins": 2,
         "outcomes": 3,
         "parted": 0,
-        "log": {"first_index": 1, "entries": 100, "bytes": 3 * 2**20, "synced_index": None},
+        "log": {"first_index": 1, "entries": 100, "bytes": 3 * 2**20, "synced_index": None, "synced_ago": None},
+        "archive": None,
         "snapshots": {"behind": [], "sending": [], "receiving": None, "problem": None},
         "last_backup": {"time": NOW - 7200, "index": 50, "place": "backups", "file": "x"},
+        **told,
+    }
+
+
+def archive(**told: Any) -> dict[str, Any]:
+    """Of a group whose log is archived up to the last entry."""
+    return {
+        "name": "ef" * 16,
+        "begun": 1,
+        "index": 100,
+        "behind": 0,
+        "gap": None,
+        "segments": 3,
+        "problem": None,
         **told,
     }
 
@@ -134,12 +149,58 @@ def test_a_sound_group_has_nothing_to_warn_of() -> None:
             False,
         ),
         ({"snapshots": {"sending": [], "receiving": None, "problem": "no space"}}, "no space", False),
+        ({"archive": archive(problem="the log cannot be archived: no route")}, "no route", False),
+        (
+            {"archive": archive(gap=77)},
+            "The archive lacks what was committed before log index 77: take a backup, since moments before the next "
+            "one cannot all be restored.",
+            False,
+        ),
     ],
 )
 def test_each_fault_is_told_in_words(told: dict[str, Any], text: str, grave: bool) -> None:
     found = warned(status(**told))
     assert [each for each in found if text in each[0]], found
     assert [each[1] for each in found if text in each[0]] == [grave]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({}, ("none yet", "the Raft log has all since its beginning")),
+        (
+            {"log": {"first_index": 81, "entries": 20, "bytes": 9, "synced_index": 90, "synced_ago": 130.0}},
+            ("2 min ago", "the Raft log begins at index 81"),
+        ),
+        (
+            {"log": {"first_index": 81, "entries": 20, "bytes": 9, "synced_index": None, "synced_ago": None}},
+            ("at log index 81", "before this process hosted the node"),
+        ),
+    ],
+)
+def test_the_last_snapshot_is_told(told: dict[str, Any], shown: tuple[str, str]) -> None:
+    assert fact("Last snapshot", status(**told)) == shown
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        (None, ("none", 'OPTIONS["archive"] is not set')),
+        (archive(name=None, index=None, behind=None), ("not begun", "it begins with a leader")),
+        (archive(index=None, behind=None), ("not known", "the leader has yet to look into the storage")),
+        (archive(), ("0 behind", "log entries; it ends at index 100")),
+        (archive(index=60, behind=40), ("40 behind", "log entries; it ends at index 60")),
+        (archive(gap=77), ("a gap", "before log index 77; it ends at index 100")),
+    ],
+)
+def test_how_far_the_archive_is_is_told(told: dict[str, Any] | None, shown: tuple[str, str]) -> None:
+    assert fact("Archive", status(archive=told)) == shown
+
+
+def fact(title: str, told: dict[str, Any]) -> tuple[str, str]:
+    """Value and words of one of the boxes."""
+    ((_, value, below),) = [each for each in picture("default", told, [], NOW).facts if each[0] == title]
+    return value, below
 
 
 def test_a_learner_counts_for_no_majority() -> None:

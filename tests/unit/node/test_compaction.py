@@ -217,3 +217,11 @@ def test_a_wish_on_a_disk_that_fails_is_told_so_and_the_node_stops(log: Log, mon
     assert log.cuts == []
     assert "Input/output error" in str(told[0])
     assert "Input/output error" in log.failed[0]
+
+
+def test_when_the_log_was_cut_last_is_known(log: Log) -> None:
+    assert (log.compaction.synced, log.compaction.synced_ago) == (None, None)
+    log.last, log.on_disk = 5000, 4500
+    log.look()
+    log.now += 70.0
+    assert (log.compaction.synced, log.compaction.synced_ago) == (4500, 70.0)
