@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,44 @@ def test_a_group_of_one_grows_to_five_and_shrinks_to_three_and_loses_nothing(tmp
         simulation.run(1)
         payloads = [payload for _, payload in simulation.members[simulation.elect()].state if payload]
         assert len(payloads) == 80
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_three_become_five_and_three_without_a_pause_of_an_election_timeout(tmp_path: Path, seed: int) -> None:
+    """All the while something is written; the leader is among those that go."""
+    with Simulation("abc", tmp_path, seed=seed) as simulation:
+        simulation.elect()
+        simulation.run(0.5)
+        longest, last, written = 0.0, simulation.now, 0
+
+        def write_until(condition: Callable[[], object]) -> None:
+            nonlocal longest, last, written
+            end = simulation.now + 10
+            while not condition():
+                assert simulation.now < end
+                leader = simulation.leader()
+                place = None if leader is None else simulation.propose(b"%d" % written, leader)
+                written += place is not None
+                known = len(simulation.committed)
+                simulation.run(0.01)
+                if len(simulation.committed) > known:
+                    longest, last = max(longest, simulation.now - last), simulation.now
+
+        for address in ("d:1", "e:1"):
+            simulation.join(address)
+            write_until(lambda address=address: address in simulation.voters())  # type: ignore[misc]
+        for _ in range(2):
+            gone = simulation.leader()
+            assert gone is not None
+            simulation.change(lambda members, gone=gone: members.remove(gone))  # type: ignore[misc]
+            write_until(lambda gone=gone: simulation[gone].admission.removed)  # type: ignore[misc]
+            simulation.crash(gone)
+            write_until(simulation.leader)
+        before = written
+        write_until(lambda: written > before + 20)
+        assert len(simulation.voters()) == 3
+        print(f"seed {seed}: {written} entries, longest pause {longest:.3f} s")
+        assert longest < simulation.members["d:1"].config.election_timeout
 
 
 def test_a_founder_that_comes_late_counts_when_another_one_goes(tmp_path: Path) -> None:

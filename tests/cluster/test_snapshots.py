@@ -305,7 +305,12 @@ def test_what_another_program_wrote_to_the_leaders_file_never_gets_into_a_copy(
         connection.execute("UPDATE t SET a = 'foreign' WHERE id = 1")
         assert nodes.nodes[leader].status()["suspect"] is None
         node = nodes.restart(away)
-        eventually(lambda: nodes.nodes[leader].status()["suspect"], "who was asked for a copy looks first")
+
+        def spread() -> bool:
+            return read(node, "SELECT count(*) FROM t WHERE a = 'foreign'") == [(1,)]
+
+        eventually(lambda: nodes.nodes[leader].status()["suspect"] or spread(), "who was asked for a copy looks")
+        assert not spread(), "what the other program wrote is on another member"
         connection.close()
         nodes.settle()
         assert [read(each, "SELECT count(*) FROM t WHERE a = 'foreign'") for each in nodes.nodes] == [[(0,)]] * 3

@@ -64,6 +64,14 @@ PROTECTIONS = (
         directed=(f"{R}::test_r2_entries_sent_again_are_left_alone",),
     ),
     Protection(
+        "what is committed stays",
+        "R2",
+        "a conflict with a committed entry stops the member",
+        "a committed entry is replaced",
+        switches.committed_replaced,
+        directed=(f"{R}::test_r2_a_conflict_with_a_committed_entry_stops_the_member",),
+    ),
+    Protection(
         "commit clamp",
         "R3",
         "the commit index is bounded by what the message compared",
@@ -145,6 +153,14 @@ PROTECTIONS = (
         switches.no_prevote,
         seeds=10,
         directed=(f"{E}::test_r14_a_member_that_was_isolated_comes_back_with_its_term",),
+    ),
+    Protection(
+        "step-down",
+        "R14",
+        "a leader without a quorum steps down",
+        "it leads on for half a minute, and its readers and writers wait",
+        switches.leads_without_quorum,
+        directed=(f"{E}::test_r14_a_leader_without_a_quorum_steps_down",),
     ),
     Protection(
         "grace after a stall",
@@ -231,6 +247,14 @@ PROTECTIONS = (
         directed=(f"{A}::test_a2_an_entry_is_handed_over_once_even_if_that_raises",),
     ),
     Protection(
+        "commands of ours alone",
+        "A3",
+        "commands that are not ours are no-ops",
+        "the library's own reach the state machine",
+        switches.every_command_handed_over,
+        directed=(f"{A}::test_a3_version_and_membership_commands_are_no_ops",),
+    ),
+    Protection(
         "applied index",
         "A4",
         "apply goes on from the index in the file",
@@ -311,6 +335,22 @@ PROTECTIONS = (
         "what was lost with it counts as held",
         switches.sessions_mixed,
         directed=(f"{T}::test_t1_a_reply_to_a_question_of_an_earlier_session_is_dropped",),
+    ),
+    Protection(
+        "the log is for members",
+        "X1",
+        "who is not in the configuration is sent nothing of the log",
+        "whoever connects reads along",
+        switches.sent_to_anybody,
+        directed=(f"{T}::test_x1_who_is_not_in_the_configuration_is_sent_nothing_of_the_log",),
+    ),
+    Protection(
+        "digests",
+        "(design)",
+        "the leader compares the members' digests",
+        "a member differs, and nobody knows",
+        switches.digests_uncompared,
+        directed=("unit.node.test_divergence::test_a_member_that_lags_is_compared_at_the_entry_where_it_is",),
     ),
     Protection(
         "foreign writes",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+from django_raftsqlite.node import divergence
 from django_raftsqlite.node.applier import Applier
 from django_raftsqlite.node.snapshot_target import SnapshotTarget
 from django_raftsqlite.node.suspicion import Mark
@@ -41,6 +42,19 @@ def truncate_overlaps() -> list[Patch]:
         (RaftLog, "deleteEntriesFrom", delete),
         (filters, "_without_what_is_held", lambda message, _state: message),
     ]
+
+
+def committed_replaced() -> list[Patch]:
+    original = RaftLog.add
+
+    def add(self: Any, command: bytes, idx: int, term: int) -> None:
+        known, self._commit = self._commit, 0
+        try:
+            original(self, command, idx, term)
+        finally:
+            self._commit = known
+
+    return [(RaftLog, "add", add)]
 
 
 def commit_unclamped() -> list[Patch]:
@@ -132,6 +146,17 @@ def no_prevote() -> list[Patch]:
         self._raft.may_campaign = True
 
     return [(Elections, "gate", gate)]
+
+
+def leads_without_quorum() -> list[Patch]:
+    """Pysyncobj's own default: half a minute."""
+    original = Consensus._restore
+
+    def restore(self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.conf.leaderFallbackTimeout = 30.0
+
+    return [(Consensus, "_restore", restore)]
 
 
 def no_grace() -> list[Patch]:
@@ -255,6 +280,21 @@ def copies_unverified() -> list[Patch]:
     return [(SnapshotTarget, "_check", check)]
 
 
+def sent_to_anybody() -> list[Patch]:
+    original = Replica.connected
+
+    def connected(self: Any, peer: str, member_id: bytes, **keywords: Any) -> None:
+        original(self, peer, member_id, **keywords)
+        raft = self._raft
+        if peer not in raft._progress:
+            raft._progress[peer] = progress.Progress()
+            raft._SyncObj__raftNextIndex[raft._node(peer)] = raft.last_index + 1
+            self._peers.recognised |= {peer}
+            raft.link_up(peer)
+
+    return [(Replica, "connected", connected)]
+
+
 def sessions_mixed() -> list[Patch]:
     original = Replica.connected
 
@@ -272,6 +312,10 @@ def apply_raises() -> list[Patch]:
         self._on_commit(index, term, command[1:] if command[:1] == consensus.REGULAR else b"")
 
     return [(Consensus, "_SyncObj__doApplyCommand", apply)]
+
+
+def every_command_handed_over() -> list[Patch]:
+    return [(consensus, "payload_of", lambda command: command[1:])]
 
 
 def applied_after() -> list[Patch]:
@@ -330,6 +374,10 @@ def read_while_suspect() -> list[Patch]:
 
 def contents_uncompared() -> list[Patch]:
     return [(Verification, "tick", lambda _self, _view, _heard: None)]
+
+
+def digests_uncompared() -> list[Patch]:
+    return [(divergence, "_sound", lambda _told: False)]
 
 
 def installs_unnoted() -> list[Patch]:
