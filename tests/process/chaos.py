@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.support.history import Operation, load
 
 from .cluster import Cluster, ClusterNode, Worker
+from .namespaces import Namespaces
 from .proxy import Network
 
 KILL_EVERY = (1.5, 4.0)
@@ -82,10 +83,10 @@ class Chaos:
             victim.start()
             self.load(victim)
 
-    def disturb_at_random(self, network: Network, seconds: float) -> None:
+    def disturb_at_random(self, network: Network | Namespaces, seconds: float) -> None:
         """Kill, stop and cut off random nodes; a node that stands still or hears nothing is not dead.
 
-        The proxies of ``network`` are between all nodes. Afterwards all nodes run and hear each other.
+        ``network`` is between all nodes. Afterwards all nodes run and hear each other.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -115,7 +116,7 @@ class Chaos:
             if kind == "stop":
                 victim.worker.signal(signal.SIGCONT)
 
-    def disturb_processes_at_random(self, network: Network, seconds: float) -> None:
+    def disturb_processes_at_random(self, network: Network | Namespaces, seconds: float) -> None:
         """Kill and stop hosts, attached processes and leaders, and cut links, one of them in the middle of another.
 
         Pauses are shorter or longer than an election takes. Afterwards all run and hear each other.
@@ -125,7 +126,7 @@ class Chaos:
             time.sleep(self._rng.uniform(0.2, 1.5))
             self._disturb(network)
 
-    def _disturb(self, network: Network, depth: int = 0) -> None:
+    def _disturb(self, network: Network | Namespaces, depth: int = 0) -> None:
         leader = self.cluster.leader()
         of_leader = leader is not None and self._rng.random() < 0.4
         node = leader if leader is not None and of_leader else self._rng.choice(self.cluster.nodes)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -76,15 +77,17 @@ def free_ports(count: int) -> list[int]:
 class Worker:
     """A running ``tests.process.worker``, or a ``module`` like it; one object per process, which ends with it.
 
-    A thread of the test reads the answers; any thread may call.
+    ``TEST_LAUNCHER`` in its environment is a command that starts it, and becomes it. A thread of the test reads the
+    answers; any thread may call.
     """
 
     module = "tests.process.worker"
 
     def __init__(self, settings: Mapping[str, Any], log: Path, environment: Mapping[str, str]) -> None:
+        launcher = shlex.split(environment.get("TEST_LAUNCHER", ""))
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", self.module],
+                [*launcher, sys.executable, "-X", "faulthandler", "-m", self.module],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -304,13 +307,17 @@ class ClusterNode:
 
 
 class Cluster:
-    """The members of one group under ``folder``. Whoever makes it calls :meth:`destroy`, whatever happens."""
+    """The members of one group under ``folder``. Whoever makes it calls :meth:`destroy`, whatever happens.
+
+    ``hosts`` are the addresses where they listen, if not all do on 127.0.0.1.
+    """
 
     node_class = ClusterNode
 
-    def __init__(self, folder: Path, size: int = 3, **options: Any) -> None:
+    def __init__(self, folder: Path, size: int = 3, *, hosts: Sequence[str] | None = None, **options: Any) -> None:
         self.folder = folder
-        self.peers = [f"127.0.0.1:{port}" for port in free_ports(size)]
+        where = hosts or ["127.0.0.1"] * size
+        self.peers = [f"{host}:{port}" for host, port in zip(where, free_ports(size), strict=True)]
         folder.mkdir(parents=True, exist_ok=True)
         self.nodes = [
             self.node_class(index, folder / f"node{index}", address, self.peers, options)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from .cluster import Cluster
+from .namespaces import Namespaces, NotAllowed
 from .proxy import Network
 
 _clusters = pytest.StashKey[list[Cluster]]()
@@ -37,6 +38,19 @@ def new_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewC
 def network() -> Iterator[Network]:
     """Proxies between the nodes of a cluster, once it is installed in it."""
     network = Network()
+    yield network
+    network.close()
+
+
+@pytest.fixture
+def partitions() -> Iterator[Network | Namespaces]:
+    """Where the machine allows it, network namespaces, so that TCP is the kernel's; else proxies."""
+    network: Network | Namespaces
+    try:
+        network = Namespaces()
+    except NotAllowed as error:
+        print(f"proxies in the place of network namespaces: {error}")
+        network = Network()
     yield network
     network.close()
 

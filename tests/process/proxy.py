@@ -61,8 +61,11 @@ class Network:
     """A proxy for every pair of members. Its loop runs on a thread of its own; any thread may call.
 
     :meth:`install` it before the cluster starts. Of two members only one dials; the proxy knows which by the address
-    that was dialled, so ``valve(a, b)`` is the direction from a to b whoever opened the connection.
+    that was dialled, so ``valve(a, b)`` is the direction from a to b whoever opened the connection. ``hosts``: see
+    :class:`.cluster.Cluster`.
     """
+
+    hosts = None
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

@@ -15,6 +15,7 @@ from .chaos import Chaos
 from .cluster import Cluster, Worker, check_files
 from .conftest import NewCluster
 from .keys import NOTE, keys_until
+from .namespaces import Namespaces
 from .proxy import Network
 
 ACCOUNTS = 6
@@ -24,12 +25,12 @@ THREADS = 4
 
 @pytest.mark.timeout(1800)
 def test_writes_are_strictly_serializable_and_applied_exactly_once_whatever_happens(
-    new_cluster: NewCluster, network: Network, rng: random.Random, soak_seconds: float
+    new_cluster: NewCluster, partitions: Network | Namespaces, rng: random.Random, soak_seconds: float
 ) -> None:
     """Three nodes of two processes of four threads; hosts, attached processes and leaders are killed and stopped,
     links are cut. What each was told must fit one order of all transactions, and the end what each was told."""
-    cluster = new_cluster()
-    network.install(cluster)
+    cluster = new_cluster(hosts=partitions.hosts)
+    partitions.install(cluster)
     cluster.start()
     keys = keys_until(soak_seconds * 2 + 120)
     cluster[0].call("open_accounts", number=ACCOUNTS)
@@ -38,7 +39,7 @@ def test_writes_are_strictly_serializable_and_applied_exactly_once_whatever_happ
 
     chaos = Chaos(cluster, rng, {"recorded": (THREADS,) * 3}, guests=True)
     chaos.start()
-    chaos.disturb_processes_at_random(network, soak_seconds)
+    chaos.disturb_processes_at_random(partitions, soak_seconds)
     chaos.stop()
     state = cluster.converge()
     history = chaos.history()

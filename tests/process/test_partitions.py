@@ -12,6 +12,7 @@ import pytest
 from .chaos import Chaos
 from .cluster import Cluster, ClusterNode, check_files, wait_until
 from .conftest import NewCluster
+from .namespaces import Namespaces
 from .proxy import Network
 from .test_leader_loss import write_until_accepted
 from .test_transfers import ACCOUNTS, expected_balances
@@ -19,17 +20,17 @@ from .test_transfers import ACCOUNTS, expected_balances
 
 @pytest.mark.timeout(1200)
 def test_nothing_is_lost_or_doubled_while_nodes_stand_still_or_do_not_hear_each_other(
-    new_cluster: NewCluster, network: Network, rng: random.Random, soak_seconds: float
+    new_cluster: NewCluster, partitions: Network | Namespaces, rng: random.Random, soak_seconds: float
 ) -> None:
     """Deposed leaders acknowledge nothing, requests are sent again and applied once, totals never change."""
-    cluster = new_cluster()
-    network.install(cluster)
+    cluster = new_cluster(hosts=partitions.hosts)
+    partitions.install(cluster)
     cluster.start()
     cluster[0].call("open_accounts", number=ACCOUNTS)
     cluster.converge()
     chaos = Chaos(cluster, rng, {"transfer": (1, 1, 1), "insert": (1, 1, 1), "bump": (1, 1, 1), "audit": (1, 1, 1)})
     chaos.start()
-    chaos.disturb_at_random(network, soak_seconds)
+    chaos.disturb_at_random(partitions, soak_seconds)
     chaos.stop()
     cluster.converge()
 
@@ -82,14 +83,16 @@ FAULTS = {
 
 
 @pytest.mark.timeout(300)
-def test_writes_are_back_soon_after_a_majority_is_connected(new_cluster: NewCluster, network: Network) -> None:
+def test_writes_are_back_soon_after_a_majority_is_connected(
+    new_cluster: NewCluster, partitions: Network | Namespaces
+) -> None:
     """Whoever is cut off from whom, and in whichever direction; each write is there once in the end."""
-    cluster = new_cluster()
-    network.install(cluster)
+    cluster = new_cluster(hosts=partitions.hosts)
+    partitions.install(cluster)
     cluster.start()
     took: dict[str, float] = {}
     for fault, writers in FAULTS.items():
-        took[fault] = disturbed(cluster, network, fault, writers)
+        took[fault] = disturbed(cluster, partitions, fault, writers)
         cluster.converge()
     print("writes are back after: " + ", ".join(f"{fault} {seconds:.2f} s" for fault, seconds in took.items()))
     for node in cluster:
@@ -101,7 +104,7 @@ def test_writes_are_back_soon_after_a_majority_is_connected(new_cluster: NewClus
     check_files(cluster.nodes)
 
 
-def disturbed(cluster: Cluster, network: Network, fault: str, writers: tuple[int, ...]) -> float:
+def disturbed(cluster: Cluster, network: Network | Namespaces, fault: str, writers: tuple[int, ...]) -> float:
     """Seconds until all ``writers`` have written, from when a majority was connected."""
     leader = cluster.wait_leader()
     members = [leader, *(node for node in cluster if node is not leader)]
