@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from django_raftsqlite.node.events import LeaderChanged, NodeReady
+from django_raftsqlite.node.events import LeaderChanged, MemberChanged, NodeReady
 from django_raftsqlite.node.process import ProcessNode
 from tests.support.nodes import Group, eventually, group, read, write
 
@@ -127,6 +127,18 @@ def test_each_node_tells_of_its_leader_and_that_it_is_ready(trio: Group, observe
         lambda: [e for e in observed[before:] if isinstance(e, LeaderChanged) and e.previous == former],
         "another leader is told of",
     )
+
+
+def test_each_node_tells_of_a_change_of_the_members(trio: Group, observed: Observed) -> None:
+    trio.quiet()
+
+    def told(change: str) -> set[str]:
+        found = [event for event in observed if isinstance(event, MemberChanged)]
+        return {event.node for event in found if (event.member, event.change) == ("localhost:1", change)}
+
+    for verb, change in (("add", "added"), ("remove", "removed")):
+        trio.nodes[trio.follower()].backend().change_members(verb, "localhost:1", learner=True, timeout=20)
+        eventually(lambda change=change: told(change) == set(trio.peers), f"all of them tell that it was {change}")
 
 
 def _count(figures: dict[str, Any], name: str) -> int:
