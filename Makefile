@@ -27,6 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint deploy/docker/Dockerfile deploy/fly/Dockerfile
 
 docs: $(INSTALLED)  ## The documentation, into docs/_build; any warning is an error.
 	$(BIN)/python docs/generate_commands.py

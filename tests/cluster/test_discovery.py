@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +22,10 @@ NAME = "_raft._tcp.example.org"
 
 
 class Sought(Group):
-    """Nodes whose settings name nobody but a service in DNS."""
+    """Nodes whose settings name nobody but a name in DNS."""
 
-    def __init__(self, folder: Path, count: int, server: NameServer) -> None:
-        self.peers = tuple(f"localhost:{port}" for port in free_ports(count))
-        url = f"dns+srv://{NAME}?expect=3&server={server.address}"
+    def __init__(self, folder: Path, peers: Sequence[str], url: str) -> None:
+        self.peers = tuple(peers)
         self.configs = [
             NodeConfig(
                 name=folder / f"n{number}.sqlite3",
@@ -56,7 +57,8 @@ def server() -> Iterator[NameServer]:
 
 @pytest.fixture
 def sought(tmp_path: Path, server: NameServer) -> Iterator[Sought]:
-    made = Sought(tmp_path, 4, server)
+    peers = [f"localhost:{port}" for port in free_ports(4)]
+    made = Sought(tmp_path, peers, f"dns+srv://{NAME}?expect=3&server={server.address}")
     yield made
     made.close()
 
@@ -86,6 +88,38 @@ def test_three_nodes_found_a_group_when_all_three_are_there(sought: Sought, serv
     write(sought.nodes[leader], "CREATE TABLE t (x)")
     assert set(sought.roles()) == set(sought.peers[:3])
     assert not sought.nodes[0].status()["waiting_to_join"]
+
+
+def test_nodes_that_are_known_by_their_ip_addresses_found_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By A records, all on one port; the machine's resolver is asked."""
+    known: list[str] = []
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *rest: Any, **more: Any) -> list[Any]:
+        if host != "raft.example.org":
+            return resolve(host, port, *rest, **more)
+        if not known:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in known]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    (port,) = free_ports(1)
+    made = Sought(tmp_path, [f"{host}:{port}" for host in hosts], f"dns://raft.example.org:{port}?expect=3")
+    try:
+        for number in range(3):
+            made.begin(number)
+        problem(made.nodes[0], "raft.example.org was not found")
+        known += hosts[:2]
+        problem(made.nodes[2], "names 2 of the 3 nodes that found a group together")
+        known += hosts[2:]
+        write(made.nodes[made.leader()], "CREATE TABLE t (x)")
+        assert set(made.roles()) == set(made.peers)
+        made.settle()
+    finally:
+        made.close()
 
 
 def founded(sought: Sought, server: NameServer) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +39,10 @@ from django_raftsqlite.sqlite.entry import (
     result_digest,
 )
 from django_raftsqlite.sqlite.errors import NodeFault, StatementError
+from tests.support.forks import in_child
 from tests.support.nodes import Group, eventually, group, read, statement, write
+
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -745,6 +751,44 @@ def test_files_that_come_later_have_the_mode_whatever_the_umask(tmp_path: Path) 
         os.umask(before)
     assert {fingerprint.NAME, "socket"} <= running.keys() and set(running.values()) == {"0o660"}, running
     assert {fingerprint.NAME, suspicion.NAME} <= stopped.keys() and set(stopped.values()) == {"0o660"}, stopped
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666])
+def test_what_another_user_may_do_is_what_the_mode_says(mode: int) -> None:
+    """Read the file by any tool, or attach, which is as much as being the database's user."""
+
+    def looks() -> None:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{config.name}?mode=ro", uri=True)) as connection:
+                rows = connection.execute("SELECT x FROM t").fetchall()
+        except sqlite3.OperationalError:
+            rows = None
+        assert rows == (None if mode == 0o600 else [("seen",)])
+        guest = attach_node(config)
+        assert (guest is not None) == (mode == 0o666)
+        if guest is not None:
+            assert guest.status()["node"] == "localhost"
+            guest.close()
+
+    before = os.umask(0o077)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            config = NodeConfig(name=folder / "one.sqlite3", address="localhost", peers=("localhost",), mode=mode)
+            node = ProcessNode(config)
+            write(node, "CREATE TABLE t (x)")
+            write(node, "INSERT INTO t VALUES ('seen')")
+            try:
+                in_child(looks)
+            finally:
+                node.close()
+    finally:
+        os.umask(before)
 
 
 def test_a_port_that_is_taken_is_an_error_that_names_the_node(tmp_path: Path) -> None:

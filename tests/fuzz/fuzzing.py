@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-SECONDS = float(os.environ.get("RAFTSQLITE_SOAK_SECONDS", "1.5"))
-"""How long each test tries new examples."""
+SECONDS = float(os.environ.get("RAFTSQLITE_FUZZ_SECONDS") or os.environ.get("RAFTSQLITE_SOAK_SECONDS") or "1.5")
+"""How long each test tries new examples; .ci/run has it ten seconds."""
 
 values = st.recursive(
     st.none()

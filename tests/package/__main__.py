@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60.0
 PASSWORD = "only for this test"
 IN_SDIST = (
@@ -52,7 +53,9 @@ def look_into(wheel: Path, sdist: Path) -> None:
         in_sdist = {member.partition("/")[2] for member in archive.getnames()}
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
-    missing = [name for name in IN_SDIST if name not in in_sdist] + [
+    tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")]
+    assert len(tests) > 100
+    missing = [name for name in (*IN_SDIST, *tests) if name not in in_sdist] + [
         name for name in IN_WHEEL if name not in in_wheel
     ]
     assert not missing, f"not packed: {missing}"
