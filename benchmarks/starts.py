@@ -64,11 +64,9 @@ def run(folder: Path, mebibytes: int, entries: int) -> int:
     node = ProcessNode(config)
     told = applied(node)
     if not mebibytes and not entries:
-        print(
-            f"{folder.name}: {time.monotonic() - began:.3f} s, with {told['applied_index']} entries behind it, of"
-            f" which {told['log']['entries']} are in the log, and a database of {config.name.stat().st_size // MIB} MiB",
-            flush=True,
-        )
+        took, log, size = time.monotonic() - began, told["log"]["entries"], config.name.stat().st_size // MIB
+        entries_behind = f"{told['applied_index']} entries behind it, of which {log} are in the log"
+        print(f"{folder.name}: {took:.3f} s, with {entries_behind}, and a database of {size} MiB", flush=True)
     write_ballast(config, node, mebibytes)
     propose(node, entries)
     os._exit(0)
