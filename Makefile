@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test runbook lint docs package bench bench-snapshots simulate soak django-slice django-suite django-baseline third-party clean
+.PHONY: demo test runbook lint docs package bench bench-snapshots bench-starts simulate soak django-slice django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ bench: $(INSTALLED)  ## sqlite3, PostgreSQL with two standbys, one node and thre
 
 bench-snapshots: $(INSTALLED)  ## A node that was away catches up under load: MEBIBYTES=1024 TRANSACTIONS=200000.
 	$(BIN)/python -m benchmarks.snapshots --mebibytes $(or $(MEBIBYTES),1024) --transactions $(or $(TRANSACTIONS),200000)
+
+bench-starts: $(INSTALLED)  ## How long a node takes to start: MEBIBYTES=1024 ENTRIES=1000000 behind it, and with nothing.
+	$(BIN)/python -m benchmarks.starts --mebibytes $(or $(MEBIBYTES),1024) --entries $(or $(ENTRIES),1000000)
 
 simulate: $(INSTALLED)  ## The deterministic simulation: SEEDS=5000 START=0 JOBS=2; SEED=17 TRACE=1 for one of them.
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),\
