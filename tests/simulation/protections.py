@@ -268,7 +268,7 @@ PROTECTIONS = (
         "a request that was decided is not executed again",
         "doubled writes",
         switches.requests_forgotten,
-        seeds=4,
+        seeds=20,
     ),
     Protection(
         "base",
