@@ -6,12 +6,23 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 import apsw
 
 from ..sqlite.connections import Snapshot
 from ..sqlite.readers import ReaderPool
 from .reading import Reader, Stream
+
+
+class Holder(Protocol):
+    """A transaction that reads, by the snapshot of ``reader``."""
+
+    @property
+    def reader(self) -> Reader | None: ...
+
+    def give_up(self, why: str) -> None:
+        """Let go of the snapshot; what would be read in it from now on fails, and says why."""
 
 
 class Readers:
@@ -26,6 +37,7 @@ class Readers:
         self.home: Reader | None = None
         self._pool = pool
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._holder: weakref.ref[Holder] | None = None
         self._alterations: list[Callable[[apsw.Connection], object]] = []
         pool.join(self)
 
@@ -75,12 +87,17 @@ class Readers:
         for stream in list(self._streams):
             stream.drain()
 
-    def end_selects(self, *, drain_before: float, end_before: float) -> list[Snapshot]:
+    def holds(self, transaction: Holder | None) -> None:
+        """A transaction has opened a snapshot, or with None closed it."""
+        self._holder = None if transaction is None else weakref.ref(transaction)
+
+    def free_snapshots(self, *, drain_before: float, end_before: float, far_above: bool) -> list[Snapshot]:
         """See Borrower. Called by another thread, without the lock; where that is taken, a statement is at work."""
         if not self.lock.acquire(blocking=False):
             return []
         try:
-            return self._end_selects(drain_before, end_before)
+            ended = self._end_selects(drain_before, end_before)
+            return [*ended, *self._end_transaction(end_before)] if far_above else ended
         finally:
             self.lock.release()
 
@@ -102,6 +119,23 @@ class Readers:
             elif snapshot.since < drain_before:
                 stream.hurry()
         return ended
+
+    def _end_transaction(self, end_before: float) -> list[Snapshot]:
+        transaction = None if self._holder is None else self._holder()
+        if transaction is None or (reader := transaction.reader) is None or reader.private:
+            return []  # what was written to tables of its own would be undone
+        snapshot = reader.connection.snapshot
+        if snapshot is None or snapshot.since >= end_before:
+            return []
+        why = (
+            f"a transaction that had not written was open for {time.monotonic() - snapshot.since:.0f} s and kept the"
+            ' WAL from being reset, which is far above its limit (OPTIONS["wal_limit"]); read less in one transaction'
+        )
+        for stream in list(self._streams):
+            if stream.reader is reader:
+                stream.end(why)
+        transaction.give_up(why)
+        return [snapshot]
 
     def alter(self, alteration: Callable[[apsw.Connection], object]) -> None:
         """Change all readers of this Connection from now on, and keep them out of the pool."""

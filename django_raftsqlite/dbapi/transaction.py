@@ -48,6 +48,8 @@ class Transaction:
     write that was rolled back; after ``lost`` was set nothing but a rollback is accepted; after ``over`` became
     true the Connection is in autocommit again and the lease is free; ``committed`` says that it changed the database.
 
+    A snapshot may be given up for its age: then the next read fails, while a write is rebased, and COMMIT ends it.
+
     ``implicit``: SAVEPOINT outside of a transaction began it, so the RELEASE of that savepoint commits it.
     """
 
@@ -64,6 +66,7 @@ class Transaction:
         self.over = False
         self.committed = False
         self.defer_foreign_keys = False
+        self._given_up: str | None = None
         self._lineage: bytes | None = None
         self._script = Script()
         self._pragmas: dict[str, int] = {}
@@ -87,14 +90,29 @@ class Transaction:
     # ---- reads in the snapshot
 
     def open_snapshot(self, reader: Reader) -> None:
-        """Begin reading at this node's newest state, on a reader without open statements."""
+        """Begin reading at this node's newest state, on a reader without open statements.
+
+        Raises TransactionConflict where the snapshot in which it read before was given up.
+        """
+        if self._given_up is not None:
+            conflict = TransactionConflict(
+                f"the transaction was rolled back: {self._given_up}; it can be retried as a whole"
+            )
+            self._lose(conflict)
+            raise conflict
         reader.reads("a transaction that has not written")
         reader.connection.execute("BEGIN")
         # As a half-read SELECT does: what is no part of the transaction must run elsewhere.
         reader.open += 1
         self.reader = reader
+        self._readers.holds(self)
         self.base = read_base(reader.connection)
         self._lineage = self.base.lineage
+
+    def give_up(self, why: str) -> None:
+        """See Holder."""
+        self._given_up = why
+        self._close_snapshot(undo=True)
 
     def record(self, sql: str, parameters: Parameters) -> Read:
         """The next read of the snapshot, as an item of the script."""
@@ -108,6 +126,7 @@ class Transaction:
         reader, self.reader = self.reader, None
         if reader is None:
             return
+        self._readers.holds(None)
         # SQLite may have ended it already. COMMIT, not ROLLBACK: SELECTs that are still being read go on.
         if reader.connection.in_transaction:
             reader.connection.execute("ROLLBACK" if undo else "COMMIT")

@@ -12,16 +12,14 @@ import apsw
 from ..sqlite.connections import Snapshot
 from ..sqlite.errors import ForeignWrite
 from .lane import ScratchLane
-from .snapshots import shown
+from .snapshots import FAR_ABOVE, shown
 
 logger = logging.getLogger("django_raftsqlite.node")
 
 PATIENCE = 0.005
 """Seconds that a checkpoint waits at first for its readers, when entries wait for it; twice as long the next time."""
 MOST_PATIENCE = 0.1
-FAR_ABOVE = 4
-"""From this multiple of the limit on, writes wait longer rather than the WAL grows:"""
-FAR_PATIENCE = 2.0
+FAR_PATIENCE = 2.0  # from FAR_ABOVE times the limit on
 IDLE_PATIENCE = 0.1  # when nobody waits
 
 FIRST_PAUSE = 0.1

@@ -17,11 +17,16 @@ OLD = 60.0
 """Seconds after which a SELECT half read in autocommit is read to its end at its next fetch; after twice as many
 without one, it is ended."""
 
+FAR_ABOVE = 4
+"""From this multiple of its limit on, the WAL is kept from growing at a price: writes wait longer for readers,
+and the snapshots of transactions are ended, too."""
+
 
 class SnapshotWatch:
     """While the -wal file is above ``limit`` (bytes): frees the snapshots of this process's old SELECTs.
 
-    Only those of autocommit; a transaction that only reads is named in the log, once. The thread never waits for
+    Only those of autocommit; a transaction that only reads is named in the log, once, and ended when the file is
+    FAR_ABOVE times as large. The thread never waits for
     one of the application's: what is at work is left alone until the next time. ``also`` is called each time, for
     what else a process does now and then. Times are seconds.
     """
@@ -60,14 +65,17 @@ class SnapshotWatch:
     def check(self) -> None:
         """What the thread does each time."""
         try:
-            if self._wal.stat().st_size <= self._limit:
-                return
+            size = self._wal.stat().st_size
         except OSError:
             return
+        if size <= self._limit:
+            return
         now = time.monotonic()
-        for ended in self._pool.end_selects(drain_before=now - self._old, end_before=now - 2 * self._old):
+        for ended in self._pool.free_snapshots(
+            drain_before=now - self._old, end_before=now - 2 * self._old, far_above=size > FAR_ABOVE * self._limit
+        ):
             logger.warning(
-                "ended a SELECT that was half read since %.0f s and kept the WAL of %s from being reset: %s",
+                "ended what was read since %.0f s and kept the WAL of %s from being reset: %s",
                 now - ended.since,
                 self._path,
                 shown(ended.reader),

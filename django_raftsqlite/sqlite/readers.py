@@ -18,8 +18,8 @@ from .functions import Registrar
 class Borrower(Protocol):
     """Who borrows readers, and leaves SELECTs half read on them."""
 
-    def end_selects(self, *, drain_before: float, end_before: float) -> list[Snapshot]:
-        """Free the snapshots of old SELECTs; see :meth:`ReaderPool.end_selects`."""
+    def free_snapshots(self, *, drain_before: float, end_before: float, far_above: bool) -> list[Snapshot]:
+        """See :meth:`ReaderPool.free_snapshots`."""
 
 
 class ReaderPool:
@@ -79,18 +79,21 @@ class ReaderPool:
         with self._registry:
             return min((snapshot for each in self._opened if (snapshot := each.snapshot) is not None), default=None)
 
-    def end_selects(self, *, drain_before: float, end_before: float) -> list[Snapshot]:
+    def free_snapshots(self, *, drain_before: float, end_before: float, far_above: bool = False) -> list[Snapshot]:
         """Free the snapshots of SELECTs that are half read in autocommit; any thread, and waits for no other.
 
         Those begun before ``drain_before`` (`time.monotonic()`) are read to their end at their next fetch; those
-        begun before ``end_before`` are ended, and returned: their next fetch fails.
+        begun before ``end_before`` are ended, and returned: their next fetch fails. ``far_above``: so are those of
+        transactions that have not written, whose next read fails.
         """
         with self._registry:
             borrowers = list(self._borrowers)
         return [
             snapshot
             for borrower in borrowers
-            for snapshot in borrower.end_selects(drain_before=drain_before, end_before=end_before)
+            for snapshot in borrower.free_snapshots(
+                drain_before=drain_before, end_before=end_before, far_above=far_above
+            )
         ]
 
     def release(self, connection: apsw.Connection, *, reuse: bool = True) -> None:

@@ -1,4 +1,5 @@
-"""What a process reads since long is known; SELECTs of autocommit give their snapshot up, transactions do not."""
+"""What a process reads since long is known; SELECTs of autocommit give their snapshot up, transactions only while the
+WAL is far above its limit."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import pytest
 
 from django_raftsqlite import dbapi
 from django_raftsqlite.dbapi import reading
-from django_raftsqlite.exceptions import OperationalError
+from django_raftsqlite.exceptions import OperationalError, TransactionConflict
 from django_raftsqlite.node.api import NodeConfig
-from django_raftsqlite.node.snapshots import SnapshotWatch
+from django_raftsqlite.node.snapshots import FAR_ABOVE, SnapshotWatch
 from tests.support.direct_node import DirectNode
 
 ROWS = 1000
@@ -29,13 +30,14 @@ def table(connection: dbapi.Connection) -> None:
 
 def hurry(node: DirectNode) -> None:
     """As when all of them are old."""
-    assert node.readers.end_selects(drain_before=time.monotonic() + 1, end_before=0.0) == []
+    assert node.readers.free_snapshots(drain_before=time.monotonic() + 1, end_before=0.0) == []
 
 
-def end(node: DirectNode) -> list[str]:
-    """As when all of them are very old; the SELECTs that were ended."""
+def end(node: DirectNode, *, far_above: bool = False) -> list[str]:
+    """As when all of them are very old; what was ended."""
     later = time.monotonic() + 1
-    return [snapshot.reader for snapshot in node.readers.end_selects(drain_before=later, end_before=later)]
+    ended = node.readers.free_snapshots(drain_before=later, end_before=later, far_above=far_above)
+    return [snapshot.reader for snapshot in ended]
 
 
 def test_a_read_to_the_end_leaves_no_snapshot(node: DirectNode, connection: dbapi.Connection) -> None:
@@ -132,6 +134,85 @@ def test_a_transaction_is_not_touched(node: DirectNode, connection: dbapi.Connec
     assert node.readers.oldest_snapshot() is None
 
 
+def begin_to_read(connection: dbapi.Connection) -> dbapi.Cursor:
+    """A transaction that has read, and has a SELECT half read."""
+    connection.execute("BEGIN")
+    assert connection.execute("SELECT count(*) FROM t").fetchall() == [(ROWS,)]
+    return connection.execute(SELECT)
+
+
+def test_far_above_the_limit_a_transaction_that_reads_gives_its_snapshot_up(
+    node: DirectNode, connection: dbapi.Connection
+) -> None:
+    """It never reads a second state: what it would read next fails, and so does all up to its ROLLBACK."""
+    cursor = begin_to_read(connection)
+    assert end(node, far_above=True) == ["a transaction that has not written"]
+    assert node.readers.oldest_snapshot() is None
+    assert len(cursor.fetchmany(reading.EAGER)) == reading.EAGER
+    with pytest.raises(OperationalError, match=r"open for \d+ s .*wal_limit"):
+        cursor.fetchone()
+    for sql in ("SELECT 1", SELECT, "DELETE FROM t"):
+        with pytest.raises(TransactionConflict, match=r"open for \d+ s .*wal_limit.*retr"):
+            connection.execute(sql)
+    assert node.readers.oldest_snapshot() is None
+    connection.execute("ROLLBACK")
+    assert connection.execute("SELECT count(*) FROM t").fetchall() == [(ROWS,)]
+
+
+def test_a_transaction_whose_snapshot_was_given_up_may_end_as_it_is(
+    node: DirectNode, connection: dbapi.Connection
+) -> None:
+    """All that it has read is of one state."""
+    begin_to_read(connection)
+    assert len(end(node, far_above=True)) == 1
+    assert end(node, far_above=True) == []
+    connection.commit()
+    assert not connection.in_transaction
+    assert connection.execute("SELECT count(*) FROM t").fetchall() == [(ROWS,)]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_write_after_a_snapshot_was_given_up_goes_on_if_all_is_as_it_was_read(
+    node: DirectNode, connection: dbapi.Connection, connect: Callable[..., dbapi.Connection], changed: bool
+) -> None:
+    connection.execute("BEGIN")
+    assert connection.execute("SELECT a FROM t WHERE id = 1").fetchall() == [(1,)]
+    end(node, far_above=True)
+    connect().execute(f"UPDATE t SET a = 7 WHERE id = {1 if changed else 2}")
+    if changed:
+        with pytest.raises(TransactionConflict, match="answered differently"):
+            connection.execute("UPDATE t SET a = a + 1 WHERE id = 1")
+        connection.execute("ROLLBACK")
+    else:
+        connection.execute("UPDATE t SET a = a + 1 WHERE id = 1")
+        connection.commit()
+    wanted = [(7,), (2,)] if changed else [(2,), (7,)]
+    assert connection.execute("SELECT a FROM t WHERE id < 3 ORDER BY id").fetchall() == wanted
+
+
+def test_a_transaction_that_writes_or_is_young_is_left_alone(
+    node: DirectNode, connection: dbapi.Connection, connect: Callable[..., dbapi.Connection]
+) -> None:
+    connection.execute("BEGIN")
+    connection.execute("SELECT a FROM t WHERE id = 1").fetchall()
+    assert node.readers.free_snapshots(drain_before=0.0, end_before=0.0, far_above=True) == []
+    connection.execute("UPDATE t SET a = 0 WHERE id = 1")
+    assert end(node, far_above=True) == []
+    connection.commit()
+    assert connect().execute("SELECT a FROM t WHERE id = 1").fetchall() == [(0,)]
+
+
+def test_a_transaction_with_tables_of_its_own_is_left_alone(node: DirectNode, connection: dbapi.Connection) -> None:
+    """What it has written there would be undone with its snapshot, and COMMIT would not say so."""
+    connection.execute("CREATE TEMP TABLE own (x)")
+    connection.execute("BEGIN")
+    connection.execute("SELECT a FROM t WHERE id = 1").fetchall()
+    connection.execute("INSERT INTO own VALUES (1)")
+    assert end(node, far_above=True) == []
+    connection.commit()
+    assert connection.execute("SELECT x FROM own").fetchall() == [(1,)]
+
+
 def test_a_connection_at_work_is_left_alone(node: DirectNode, connection: dbapi.Connection) -> None:
     """Its cursor belongs to the thread that uses it; nobody waits for that."""
     cursor = connection.execute(SELECT)
@@ -159,9 +240,15 @@ def test_selects_are_ended_only_while_the_wal_is_above_its_limit(
     connection.execute("BEGIN")
     connection.execute("SELECT count(*) FROM t").fetchall()
     caplog.clear()
-    watch.check()
-    watch.check()
+    size = (config.name.with_name(config.name.name + "-wal")).stat().st_size
+    above = SnapshotWatch(node.readers, config.name, size - 1, old=0.0)
+    above.check()
+    above.check()
     assert ["a transaction that has not written" in record.message for record in caplog.records] == [True]
+    assert connection.execute("SELECT count(*) FROM t").fetchall() == [(ROWS,)]
+    SnapshotWatch(node.readers, config.name, size // FAR_ABOVE - 1, old=0.0).check()
+    with pytest.raises(TransactionConflict, match="wal_limit"):
+        connection.execute("SELECT count(*) FROM t")
 
 
 def test_threads_read_while_their_selects_are_ended(
