@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# The simulation's seeds depend on it: the order of sets.
+export PYTHONHASHSEED ?= 0
+
 .PHONY: demo test runbook lint docs package bench bench-snapshots bench-starts simulate soak django-slice django-suite django-baseline third-party clean
 
 $(INSTALLED): pyproject.toml

@@ -77,7 +77,9 @@ class Membership:
         if len(changed.all) > len(members.all) and self.must_cut:
             raise ChangeRefused("the log does not have all of the database yet, and is being cut", passing=True)
         heard = raft.heard_since(library.monotonicTime() - 2 * raft.least_timeout)
-        heard &= self._peers.recognised | {self._address, *self._peers.bindable}
+        # Of whom the answers will count, so that the change can be committed.
+        ids = self._peers.bindable
+        heard &= {self._address, *(peer for peer in ids if changed.recognises(peer, ids[peer]))}
         changes.check(members, changed, commit_index=raft.commit_index, established=raft.established, heard=heard)
         place = raft.append_members(changed)
         assert place is not None

@@ -459,6 +459,22 @@ def test_an_answer_of_a_member_with_another_disk_counts_for_nothing(tmp_path: Pa
         assert shell.commit_index == place[0]
 
 
+def test_no_change_counts_on_the_vote_of_a_member_with_another_disk(tmp_path: Path) -> None:
+    """Though it was heard of a moment ago, with the disk that it had: the change could never be committed."""
+    with standing_clock() as clock, Shell(tmp_path) as shell:
+        shell.elect(clock)
+        shell.receive("b", acknowledge(2))
+        shell.tick()
+        shell.receive("b", acknowledge(3))
+        assert all(member.id for member in shell.replica.members)
+        shell.receive("c", acknowledge(3))
+        shell.replica.connected("c", member_id("x"))
+        with pytest.raises(ChangeRefused, match="of the 2 voters that there would be only 1 are in reach"):
+            shell.replica.membership.change(lambda members: members.remove("b"))
+        shell.replica.connected("c", member_id("c"))
+        assert shell.replica.membership.change(lambda members: members.remove("b")) == 4
+
+
 # Everything at once
 
 
