@@ -6,11 +6,9 @@ import dataclasses
 import json
 import signal
 import sys
-import threading
 import time
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -22,6 +20,7 @@ from django_raftsqlite.exceptions import HostLost, OperationalError
 from django_raftsqlite.management.backup_verbs import BackupVerbs, add_verbs
 from django_raftsqlite.management.certificates import add_cert, run_cert
 from django_raftsqlite.management.status import has_leader, render
+from django_raftsqlite.management.stopping import StopSignals
 from django_raftsqlite.management.systemd import notify
 from django_raftsqlite.management.verification import outcome_of
 from django_raftsqlite.node.api import NodeConfig
@@ -211,13 +210,7 @@ class Command(BaseCommand):
 
     def host_node(self, config: NodeConfig) -> None:
         """Host until SIGTERM or SIGINT, also where OPTIONS["host"] keeps other processes from it."""
-        stop = threading.Event()
-
-        def on_signal(_number: int, _frame: FrameType | None) -> None:
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
+        stop = StopSignals(signal.SIGTERM, signal.SIGINT)
         node = open_node(dataclasses.replace(config, host=True, reluctant=False))
         try:
             self._serve(node, config, stop)
@@ -226,9 +219,9 @@ class Command(BaseCommand):
             node.close()
         self._tell(f"stopped hosting {config.address}")
 
-    def _serve(self, node: ProcessNode, config: NodeConfig, stop: threading.Event) -> None:
+    def _serve(self, node: ProcessNode, config: NodeConfig, stop: StopSignals) -> None:
         waiting = hosting = False
-        while not stop.is_set():
+        while not stop.within(POLL if hosting or waiting else 0.0):
             try:
                 status = node.status()
             except OperationalError as error:
@@ -244,7 +237,6 @@ class Command(BaseCommand):
                 hosting = True
                 if status["role"] == "failed":
                     raise CommandError(f"the node stopped itself: {status['reason']}")
-            stop.wait(POLL)
 
     def _ready(self, text: str) -> None:
         """Other processes can be started now; a leader may still be missing, since all members start like this."""
