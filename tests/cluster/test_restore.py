@@ -36,7 +36,7 @@ def trio(tmp_path: Path) -> Iterator[Group]:
     with group(tmp_path, 3, durable=False, log_entries=50) as made:
         made.leader()
         write(made.nodes[0], "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
-        made.settle()
+        made.quiet()
         yield made
 
 
