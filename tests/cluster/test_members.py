@@ -10,7 +10,7 @@ import pytest
 
 from django_raftsqlite.raft.log import RaftLog
 from django_raftsqlite.raft.members import ChangeRefused, Members, Role
-from tests.support.audit import Shell, acknowledge, append_entries, member_id, standing_clock
+from tests.support.audit import Clock, Shell, acknowledge, append_entries, member_id, standing_clock
 from tests.support.simulation import Simulation
 
 
@@ -426,13 +426,18 @@ def test_who_has_the_entry_that_removes_it_goes_when_it_hears_that_it_is_committ
         assert "not a member any more" in (shell.replica.admission.removed or "")
 
 
+def lead(shell: Shell, clock: Clock) -> None:
+    """It leads, and the ids of all members are committed."""
+    shell.elect(clock)
+    shell.receive("b", acknowledge(2))
+    shell.tick()
+    shell.receive("b", acknowledge(3))
+    assert all(member.id for member in shell.replica.members)
+
+
 def test_a_member_in_a_strangers_session_is_not_told_that_it_is_none(tmp_path: Path) -> None:
     with standing_clock() as clock, Shell(tmp_path) as shell:
-        shell.elect(clock)
-        shell.receive("b", acknowledge(2))
-        shell.tick()
-        shell.receive("b", acknowledge(3))
-        assert all(member.id for member in shell.replica.members)
+        lead(shell, clock)
         for peer, disk in (("b", "b"), ("c", "x")):
             shell.replica.disconnected(peer)
             shell.replica.connected(peer, member_id(disk), same_group=False)
@@ -442,11 +447,7 @@ def test_a_member_in_a_strangers_session_is_not_told_that_it_is_none(tmp_path: P
 
 def test_an_answer_of_a_member_with_another_disk_counts_for_nothing(tmp_path: Path) -> None:
     with standing_clock() as clock, Shell(tmp_path) as shell:
-        shell.elect(clock)
-        shell.receive("b", acknowledge(2))
-        shell.tick()
-        shell.receive("b", acknowledge(3))
-        assert all(member.id for member in shell.replica.members)
+        lead(shell, clock)
         for peer in "bc":
             shell.replica.connected(peer, member_id("x"))
         place = shell.replica.propose(b"x")
@@ -462,11 +463,7 @@ def test_an_answer_of_a_member_with_another_disk_counts_for_nothing(tmp_path: Pa
 def test_no_change_counts_on_the_vote_of_a_member_with_another_disk(tmp_path: Path) -> None:
     """Though it was heard of a moment ago, with the disk that it had: the change could never be committed."""
     with standing_clock() as clock, Shell(tmp_path) as shell:
-        shell.elect(clock)
-        shell.receive("b", acknowledge(2))
-        shell.tick()
-        shell.receive("b", acknowledge(3))
-        assert all(member.id for member in shell.replica.members)
+        lead(shell, clock)
         shell.receive("c", acknowledge(3))
         shell.replica.connected("c", member_id("x"))
         with pytest.raises(ChangeRefused, match="of the 2 voters that there would be only 1 are in reach"):
