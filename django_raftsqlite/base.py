@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
@@ -121,15 +121,20 @@ class DatabaseWrapper(SQLiteDatabaseWrapper):
     # quietly as by a COMMIT. Of a transaction that is lost the next statement tells instead, or COMMIT.
 
     def _savepoint_rollback(self, sid: str) -> None:
-        try:
+        with self._told_later():
             super()._savepoint_rollback(sid)  # type: ignore[misc]
+
+    def _savepoint_commit(self, sid: str) -> None:
+        with self._told_later():
+            super()._savepoint_commit(sid)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _told_later(self) -> Iterator[None]:
+        try:
+            yield
         except Error:
             if not self.connection.lost:
                 raise
-
-    def _savepoint_commit(self, sid: str) -> None:
-        if not self.connection.lost:
-            super()._savepoint_commit(sid)  # type: ignore[misc]
 
     def is_usable(self) -> bool:
         """A connection outlives every error of the group; only a closed one, or a forked parent's, is of no use."""

@@ -60,18 +60,26 @@ class Readers:
         """A reader on which no SELECT is half read, so that it sees what was written last."""
         reader = self.current()
         if not self.serves(reader):
-            self.home = None
-            if not reader.open:
-                self._release(reader)
-            reader = self.current()
+            outdated, reader = reader, self._another()
+            if not outdated.open:
+                self._release(outdated)
         if reader.open:
             if reader.private:
                 self.drain()
             else:
                 # The SELECTs that are half read keep it; the last of them gives it back.
-                self.home = None
-                reader = self.current()
+                reader = self._another()
         return reader
+
+    def _another(self) -> Reader:
+        """A new home. Where none is to be had the old one stays: statements that read nothing, ROLLBACK TO one of
+        them, must not fail."""
+        old, self.home = self.home, None
+        try:
+            return self.current()
+        except BaseException:
+            self.home = old
+            raise
 
     def began(self, stream: Stream) -> None:
         """A SELECT stays half read."""

@@ -107,7 +107,7 @@ class Chaos:
             assert victim.worker is not None
             held = self._links(kind, victim)
             if kind == "stop":
-                victim.worker.signal(signal.SIGSTOP)
+                victim.worker.pause()
             for source, target in held:
                 network.hold(source.address, target.address)
             time.sleep(pause)
@@ -139,7 +139,7 @@ class Chaos:
             return
         if kind == "stop":
             self.disturbed[f"stop {role} {'shortly' if pause < 0.5 else 'long'}"] += 1
-            worker.signal(signal.SIGSTOP)
+            worker.pause()
         else:
             self.disturbed[kind] += 1
         held = self._links(kind, node)

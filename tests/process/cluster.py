@@ -142,6 +142,12 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def pause(self) -> None:
+        """SIGSTOP, and wait until all threads stand still: but for the first that is told they run on for a while."""
+        self.signal(signal.SIGSTOP)
+        changed = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+        wait_until(f"process {self.pid} stands still", lambda: os.waitid(os.P_PID, self.pid, changed))
+
     def kill(self) -> None:
         """kill -9, and wait for the end."""
         self.signal(signal.SIGCONT)

@@ -138,7 +138,7 @@ def test_a_stopped_guest_does_not_hold_up_the_others_for_long(alone: ClusterNode
     guest = alone.attach()
     guest.call("begin")
     guest.call("set_balance", name="account 0", balance=1)
-    guest.signal(signal.SIGSTOP)
+    guest.pause()
     assert alone.call("create", text="while the guest stands still") > 0
     guest.signal(signal.SIGCONT)
     guest.call("commit")

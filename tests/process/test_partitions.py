@@ -111,7 +111,7 @@ def disturbed(cluster: Cluster, network: Network | Namespaces, fault: str, write
     held = links(fault, leader, members[1:])
     assert leader.worker is not None
     if fault == "the leader stands still":
-        leader.worker.signal(signal.SIGSTOP)
+        leader.worker.pause()
     for source, target in held:
         network.hold(source.address, target.address)
 

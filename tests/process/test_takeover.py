@@ -337,7 +337,7 @@ def test_guests_of_a_host_that_stands_still_are_told_which_process_it_is(new_clu
     guest.call("begin", session="transaction")
     guest.call("lock_account", session="transaction", name="account 0")
     assert node.worker is not None
-    node.worker.signal(signal.SIGSTOP)
+    node.worker.pause()
     asked = {
         "create": guest.send("create", text="meanwhile"),
         "statement": guest.send("lock_account", session="transaction", name="account 0"),

@@ -485,6 +485,29 @@ def test_savepoints_are_where_they_were_after_a_transaction_was_run_again(
     assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(3,)]
 
 
+def test_an_inner_savepoint_is_undone_also_where_no_reader_is_to_be_had(
+    db: dbapi.Connection, node: DirectNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads nothing. Django hides its errors and would end the whole as if all were well."""
+
+    def refuse() -> None:
+        raise Unavailable("node n1 is being restored", reason="failed")
+
+    db.execute("BEGIN")
+    db.execute("UPDATE account SET balance = 1 WHERE id = 1")
+    db.execute("SAVEPOINT inner")
+    db.execute("UPDATE account SET balance = 2 WHERE id = 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(node.readers, "permit", lambda: 1)  # the file was replaced
+        patch.setattr(node.readers, "acquire", refuse)
+        with pytest.raises(Unavailable):
+            db.execute("PRAGMA cache_size")
+        db.execute("ROLLBACK TO inner")
+        db.execute("RELEASE inner")
+    db.execute("COMMIT")
+    assert rows(db, "SELECT balance FROM account WHERE id = 1") == [(1,)]
+
+
 def test_the_same_clock_and_chance_when_run_again(db: dbapi.Connection, node: DirectNode) -> None:
     db.execute("BEGIN")
     seen = rows(db, "SELECT random(), julianday('now')")

@@ -230,6 +230,34 @@ def test_select_for_update_says_what_it_cannot_do() -> None:
         assert connection.ops.for_update_sql(nowait=True) == FOR_UPDATE_NOWAIT
 
 
+@pytest.mark.parametrize("statement", ["ROLLBACK TO", "RELEASE"])
+@pytest.mark.parametrize("then", ["end", "write"])
+def test_a_conflict_met_while_an_inner_block_is_undone_is_told_as_one(
+    monkeypatch: pytest.MonkeyPatch, statement: str, then: str
+) -> None:
+    """atomic() hides it, and would then call the outer block broken, or roll it back as quietly as it commits."""
+    met = []
+
+    def lose_the_transaction(execute, sql, *arguments):
+        if sql.startswith(statement):
+            session = connection.connection._executor.transaction.session
+            monkeypatch.setattr(session, "execute", refuse)
+            met.append(sql)
+        return execute(sql, *arguments)
+
+    def refuse(_statement):
+        raise driver.TransactionConflict("another transaction was first")
+
+    with pytest.raises(TransactionConflict), transaction.atomic():
+        Event.objects.create(text="one")
+        with connection.execute_wrapper(lose_the_transaction), pytest.raises(ZeroDivisionError), transaction.atomic():
+            _ = 1 // 0
+        if then == "write":
+            Event.objects.create(text="two")
+    assert len(met) == 1
+    assert texts() == []
+
+
 # Errors ------------------------------------------------------------------------------------------------------
 
 
