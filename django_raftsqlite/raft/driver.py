@@ -433,11 +433,10 @@ class RaftDriver:
         self._delivery.give_up_reads()
 
     async def _hand_over(self, timeout: float) -> None:
-        replica = self._replica
-        if replica is None or self._failed is not None or timeout <= 0:
+        if self._replica is None or timeout <= 0 or self.view.role != "leader":
             return
         deadline = self.loop.time() + timeout
-        while self.view.role == "leader" and self.view.connected & self.view.members.voters:
+        while self._successor_is_missing:
             # Again and again: a peer that is asked must have the whole log, and writes may still come in.
             self._with_replica(lambda replica: replica.handover.to_whoever_is_ready())
             self._settle()
@@ -448,6 +447,13 @@ class RaftDriver:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.config.heartbeat):
                     await self._changed.wait()
+
+    @property
+    def _successor_is_missing(self) -> bool:
+        """Nobody in reach leads, and somebody could. Who has given his vote leads no more, but neither does yet who
+        got it."""
+        view = self.view
+        return view.leader in {None, self.config.address} and bool(view.connected & view.members.voters)
 
     # Events
 

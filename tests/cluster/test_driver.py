@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import stat
@@ -109,13 +110,23 @@ def test_everything_committed_is_there_after_all_were_stopped(tmp_path: Path) ->
             assert member.payloads == [*(b"entry %d" % n for n in range(20)), b"last"]
 
 
-def test_a_stopping_leader_hands_over(tmp_path: Path) -> None:
-    """Another member leads when stop() returns, in the next term: nobody had to wait for an election timeout."""
+def test_a_stopping_leader_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another member leads when stop() returns, in the next term: nobody had to wait for an election timeout. Also
+    where the votes for that member take their time."""
+    receive = Replica.receive
+
+    def receive_votes_late(replica: Replica, peer: str, message: dict[str, Any]) -> None:
+        if message.get("type") == "response_vote":
+            asyncio.get_running_loop().call_later(0.2, receive, replica, peer, message)
+        else:
+            receive(replica, peer, message)
+
     with Group(tmp_path, election_timeout=2.0) as group:
         group.start()
         old = group.commit(b"before")
         group.everywhere(b"before")
         term = old.view.term
+        monkeypatch.setattr(Replica, "receive", receive_votes_late)
         old.stop(hand_over=True)
         # With election timeouts of 2 to 4 s no election could have begun by itself this soon.
         new = next(m for m in group.alive if m.view.role == "leader")
