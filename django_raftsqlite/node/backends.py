@@ -60,6 +60,7 @@ class Backends:
         self._mark: Mark | None = None
         self._readers: ReaderPool | None = None
         self._watch: SnapshotWatch | None = None
+        self._trouble: str | None = None  # of the thread that opens it, for those that wait for that
         self._notes: Counter[str] = Counter()
         self._notes_mutex = threading.Lock()
         _all.add(self)
@@ -89,7 +90,8 @@ class Backends:
         if deadline is None:
             deadline = time.monotonic() + self.config.timeout
         if not self._mutex.acquire(timeout=max(deadline - time.monotonic(), SHORTEST_WAIT)):
-            raise Unavailable(f"the node of {self.config.name} was not opened in time by another thread", "too slow")
+            why = self._trouble or f"the node of {self.config.name} was not opened in time by another thread"
+            raise Unavailable(why, "too slow")
         try:
             backend = self._backend
             if backend is not None and backend.lost:
@@ -99,6 +101,7 @@ class Backends:
                 if self.closed:
                     raise OperationalError(f"the node of {self.config.name} is closed in this process")
                 backend = self._backend = self._open(deadline)
+                self._trouble = None
             return backend
         finally:
             self._mutex.release()
@@ -170,21 +173,20 @@ class Backends:
     # To open one -------------------------------------------------------------------------------------------
 
     def _open(self, deadline: float) -> Backend:
-        problem = "nobody hosts it"
         lock = self._prepare() if self.config.host else None
+        text = self._nobody("nobody hosts it", None)
         while True:
             try:
                 if lock is not None and lock.acquire():
                     return self._host(lock)
                 return self._attach()
             except (OSError, HostLost) as error:
-                problem = str(error)
+                text = self._trouble = self._nobody(str(error), None if lock is None else lock.holder)
             except OperationalError as error:
                 # A process that was killed gives its lock up a moment before its port.
                 if not _port_in_use(error) or self.closed or time.monotonic() > deadline:
                     raise
             if self.closed or time.monotonic() > deadline:
-                text = self._nobody(problem, None if lock is None else lock.holder)
                 if lock is None and self._readers is None:  # never yet: rather a mistake than a fault
                     raise OperationalError(text)
                 raise Unavailable(text, "too slow")

@@ -94,7 +94,12 @@ class Divergence:
         self._undecided = undecided
         self._clock = clock
         self._vote: Vote | None = None
-        self.differs: dict[str, str] = {}
+        self._differing: dict[str, tuple[int, str]] = {}
+
+    @property
+    def differs(self) -> dict[str, str]:
+        """The members of whom nobody can tell whether they or this node are wrong, and the reason."""
+        return {peer: reason for peer, (_, reason) in self._differing.items()}
 
     def tick(self, view: RaftView, heard: Mapping[str, Message], *, suspect: bool) -> None:
         """Time passes; ``heard`` is what the others said of themselves lately."""
@@ -152,10 +157,10 @@ class Divergence:
             mine = self._digests.get(index)
             if mine is None:
                 continue
-            if mine == theirs:
-                self.differs.pop(peer, None)
-            else:
+            if mine != theirs:
                 found = index
+            elif peer in self._differing and index >= self._differing[peer][0]:  # else it was told before it differed
+                del self._differing[peer]
         return found
 
     def _count(self, vote: Vote, view: RaftView, heard: Mapping[str, Message]) -> None:
@@ -184,13 +189,13 @@ class Divergence:
             self._vote = None
 
     def _differ(self, peer: str, index: int) -> None:
-        if peer in self.differs:
+        if peer in self._differing:
             return
         reason = (
             f"its content differs from that of {peer} since log entry {index} or earlier, and nobody can tell which "
             "of the two is wrong: more than half of the members would have to agree"
         )
-        self.differs[peer] = reason
+        self._differing[peer] = index, reason
         self._undecided(peer, reason, index)
 
 

@@ -163,6 +163,18 @@ def test_what_differs_no_more_is_forgotten() -> None:
     assert group.members[A].divergence.differs == {} and group.members[B].divergence.differs == {}
 
 
+def test_what_was_told_before_it_differed_makes_nobody_forget() -> None:
+    """What a member said of itself last may be older than what it is found by."""
+    group = Group("ab")
+    group.apply(2)
+    before = group.members[A].progress()
+    group.apply(3, b=b"wrong")
+    group.run()
+    other = group.members[B]
+    other.divergence.tick(group.view(B), {A: before}, suspect=False)
+    assert list(other.divergence.differs) == [A] and other.undecided == [A]
+
+
 def test_while_a_third_is_away_nobody_can_tell_and_when_it_is_back_it_decides() -> None:
     group = Group("abc")
     group.apply(2)

@@ -66,6 +66,20 @@ def test_each_long_statement_has_the_limit_anew() -> None:
     assert patience.now() - began == pytest.approx(0.15)
 
 
+def test_a_deadline_does_not_pass_while_the_thread_that_tells_the_time_stands_still_itself() -> None:
+    """As long as the limit allows: what was busy when it was last told is so until it is told again."""
+    clock = Clock()
+    patience = Patience(10.0, clock)
+    deadline = patience.now() + 1.0
+    run(patience, clock, 2.0, busy=True)
+    clock.now += 5.0
+    assert deadline - patience.now() == pytest.approx(1.0)
+    patience.tick(busy=True)
+    assert deadline - patience.now() == pytest.approx(1.0)
+    clock.now += 30.0
+    assert patience.now() > deadline
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_it_never_runs_faster_than_time_nor_stands_longer_than_the_limit(seed: int) -> None:
     """Whatever comes, however irregularly it is told."""
