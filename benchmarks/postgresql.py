@@ -14,7 +14,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests.process.cluster import free_ports, wait_until
+from tests.process.cluster import wait_until
+from tests.support.ports import free_ports
 
 PACKAGE = "postgresql-15"
 USER = "benchmark"

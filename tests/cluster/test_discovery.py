@@ -16,7 +16,8 @@ from django_raftsqlite.exceptions import Unavailable
 from django_raftsqlite.node.api import NodeConfig
 from django_raftsqlite.node.process import ProcessNode
 from tests.support.nameserver import NameServer
-from tests.support.nodes import Group, eventually, free_ports, read, write
+from tests.support.nodes import Group, eventually, read, write
+from tests.support.ports import free_ports
 
 NAME = "_raft._tcp.example.org"
 

@@ -57,7 +57,7 @@ def fill(made: Group) -> None:
     write(made.nodes[0], "CREATE TABLE t(id INTEGER PRIMARY KEY, a, b)")
     for number in range(20):
         write(made.nodes[0], "INSERT INTO t(a, b) VALUES (?, ?)", number, "x" * 100)
-    made.settle()
+    made.quiet()
 
 
 def foreign(path: Path, sql: str) -> None:

@@ -26,7 +26,7 @@ def observed() -> Observed:
 
 @pytest.fixture
 def trio(tmp_path: Path, observed: Observed) -> Iterator[Group]:
-    with group(tmp_path, 3, durable=False, observers=(observed,)) as made:
+    with group(tmp_path, 3, durable=False, lease_timeout=None, observers=(observed,)) as made:
         write(made.nodes[made.leader()], "CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT)")
         made.settle()
         yield made

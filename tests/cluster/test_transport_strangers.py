@@ -273,9 +273,10 @@ def test_a_message_that_cannot_be_handled_ends_that_session_only(
 
 
 def test_a_flood_of_strangers_keeps_no_member_out(
-    configs: list[RaftConfig], caplog: pytest.LogCaptureFixture
+    configs: list[RaftConfig], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their number is bounded, and the longest silent makes room: one line for each that had to."""
+    monkeypatch.setattr(session_module, "HANDSHAKE_SECONDS", 60.0)  # nobody goes because of his age
     listen_to_the_log(caplog)
 
     async def main() -> None:

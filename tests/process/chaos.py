@@ -126,13 +126,16 @@ class Chaos:
             time.sleep(self._rng.uniform(0.2, 1.5))
             self._disturb(network)
 
-    def _disturb(self, network: Network | Namespaces, depth: int = 0) -> None:
+    def _disturb(self, network: Network | Namespaces, within: ClusterNode | None = None) -> None:
+        """``within``: while a process of that node, which may be its host, stands still, or its links are cut."""
         leader = self.cluster.leader()
         of_leader = leader is not None and self._rng.random() < 0.4
         node = leader if leader is not None and of_leader else self._rng.choice(self.cluster.nodes)
         worker, role = self._process_of(node, hosting=of_leader or self._rng.random() < 0.5)
         kind = self._rng.choice(["kill", "kill", "stop", "stop", "isolate", "deafen", "mute", "part"])
         pause = self._rng.uniform(0.05, 0.35) if self._rng.random() < 0.5 else self._rng.uniform(1.0, 3.0)
+        if kind == "kill" and node is within:
+            kind = "part"  # a process that is to take over would wait for one that stands still
         if kind == "kill":
             self.disturbed[f"kill {'leader' if node is leader and role == 'host' else role}"] += 1
             self._replace(node, worker)
@@ -146,9 +149,9 @@ class Chaos:
         for source, target in held:
             network.hold(source.address, target.address)
         time.sleep(pause / 2)
-        if depth == 0 and self._rng.random() < 0.3:
+        if within is None and self._rng.random() < 0.3:
             self.disturbed["one within another"] += 1
-            self._disturb(network, depth + 1)
+            self._disturb(network, within=node)
         time.sleep(pause / 2)
         for source, target in held:
             network.release(source.address, target.address)

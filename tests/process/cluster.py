@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 
 from django_raftsqlite.node.api import NodeConfig
 from django_raftsqlite.node.registry import attach_node
+from tests.support.ports import free_ports
 
 T = TypeVar("T")
 
@@ -56,22 +55,12 @@ def wait_until(what: str, probe: Callable[[], T | None], timeout: float = 30.0, 
         time.sleep(every)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, outside the range the kernel takes for outgoing connections."""
-    held: list[socket.socket] = []
+def alive(pid: int) -> bool:
+    """Whether a process runs: it exists, and is no zombie."""
     try:
-        while len(held) < count:
-            sock = socket.socket()
-            try:
-                sock.bind(("127.0.0.1", random.randrange(20000, 32000)))
-            except OSError:
-                sock.close()
-            else:
-                held.append(sock)
-        return [sock.getsockname()[1] for sock in held]
-    finally:
-        for sock in held:
-            sock.close()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class Worker:

@@ -269,6 +269,9 @@ class Crew:
             case "manage.py" if words[:2] == ["raft", "status"] and "until" in line.note:
                 probe = self._probe(line, at)
                 wait_until(f"{at}: {line.note}", lambda: probe() and at.run(*words)[0] == 0, PATIENCE, every=0.2)
+            case "manage.py" if expected == 0 and words[:2] in (["raft", "status"], ["raft", "verify"]):
+                # The leader, or a member, may be out of reach for a moment.
+                wait_until(f"{at}: {shlex.join(words)}", lambda: at.run(*words)[0] == 0, PATIENCE, every=0.2)
             case "manage.py":
                 answers = ["--yes"] if tuple(words[:2]) in ANSWERED else []
                 at.manage(*words, *answers, expected=expected)

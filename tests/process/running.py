@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import os
 import shutil
-import socket
 import sys
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_range
 from tests.support.printing import Printing
 
 TESTPROJECT = Path(__file__).resolve().parents[2] / "testproject"
@@ -32,23 +32,6 @@ def until(condition: Callable[[], Any], what: Callable[[], str]) -> Any:
     return pytest.fail(what())
 
 
-def free_ports(count: int) -> int:
-    """The first of ``count`` consecutive ports that nobody listens on."""
-    for first in range(20000 + os.getpid() % 5000, 32000, count):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for number, sock in enumerate(sockets):
-                sock.bind(("127.0.0.1", first + number))
-        except OSError:
-            continue
-        else:
-            return first
-        finally:
-            for sock in sockets:
-                sock.close()
-    return pytest.fail("no free ports")
-
-
 class Cluster(Printing):
     """A runcluster process and its output."""
 
@@ -58,7 +41,11 @@ class Cluster(Printing):
         super().__init__(
             [*command, *arguments],
             folder=project,
-            environment={"TESTPROJECT_DATA": str(project / "data")},
+            # What stands still for a moment, since the machine is busy, is not to lose the leadership.
+            environment={
+                "RAFTSQLITE_DEFAULT": '{"OPTIONS": {"election_timeout": 3}}',
+                "TESTPROJECT_DATA": str(project / "data"),
+            },
             deadline=DEADLINE,
             own_session=True,
         )
@@ -73,7 +60,7 @@ class Cluster(Printing):
         except urllib.error.HTTPError as error:
             error.close()
             return None
-        except OSError:
+        except (OSError, http.client.HTTPException, ValueError):  # also one that was killed in the midst of it
             return None
 
     def ready(self) -> dict[int, int]:
@@ -88,6 +75,19 @@ class Cluster(Printing):
         pids: dict[int, int] = until(statuses, lambda: "not every node answers:\n" + "\n".join(self.lines))
         return pids
 
+    def leader(self) -> int:
+        """The number of the node that leads by its own word; waits for one."""
+
+        def found() -> int | None:
+            told = {node: self.get(node, "/node.json") for node in range(1, NODES + 1)}
+            return next((node for node, each in told.items() if each and each["role"] == "leader"), None)
+
+        return int(until(found, lambda: "nobody leads:\n" + "\n".join(self.lines)))
+
+    def raft_address(self, node: int) -> str:
+        """The address of a node's member of the group."""
+        return f"127.0.0.1:{self.port + NODES + node - 1}"
+
     def events(self, node: int) -> list[str] | None:
         answer = self.get(node, "/api/events/")
         # A set: a request that was given up may have been committed, and was then sent again as a new one.
@@ -98,7 +98,7 @@ class Cluster(Printing):
 def start(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     project = tmp_path / "project"
     shutil.copytree(TESTPROJECT, project, ignore=shutil.ignore_patterns("data", ".raftsqlite", "__pycache__"))
-    ports = free_ports(2 * NODES)
+    ports = free_range(2 * NODES)
     started: list[Cluster] = []
 
     def make(*arguments: str) -> Cluster:

@@ -15,18 +15,43 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .cluster import ROOT, TESTPROJECT, ClusterNode, Worker, free_ports, node_environment, wait_until
+from tests.support.ports import free_ports
 
-DYING = 0.5
-"""Seconds that the kernel may take to end a killed process and to close its connections."""
+from .cluster import ROOT, TESTPROJECT, ClusterNode, Worker, alive, node_environment, wait_until
+
+TIMEOUT = 15.0
+"""Seconds that what a request does may wait for the group (OPTIONS["timeout"]); less than REQUEST_TIMEOUT."""
 
 REQUEST_TIMEOUT = 20.0
-"""Seconds; several times what a statement may wait (OPTIONS["timeout"])."""
+"""Seconds."""
+
+CLOSING = 0.5
+"""Seconds that the kernel may take to close the connections of a process that has ended."""
 
 OPENING = 1_000_000
 """What the source of each pair of accounts holds at first."""
+
+
+class Kill(NamedTuple):
+    """When a process was killed: the moments (monotonic seconds) before the signal, and when it was dead."""
+
+    before: float
+    dead: float
+
+    def explains(self, began: float, ended: float) -> bool:
+        """Whether a request of that time may have got no answer because of it."""
+        return began <= self.dead + CLOSING and self.before <= ended
+
+
+def kill(pid: int) -> Kill:
+    """kill -9, and wait for the end."""
+    before = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(f"process {pid} is dead", lambda: not alive(pid))
+    return Kill(before, time.monotonic())
+
 
 OWN_VIEWS = {"PYTHONPATH": f"{TESTPROJECT}:{ROOT}", "DJANGO_SETTINGS_MODULE": "tests.process.server_settings"}
 
@@ -171,11 +196,11 @@ class Clients:
         """Requests that got no answer."""
         return sum(len(answers.broken) for answers in self.answers)
 
-    def check(self, worker: Worker, kills: Sequence[float] = (), *, stopped: float = math.inf) -> None:
+    def check(self, worker: Worker, kills: Sequence[Kill] = (), *, stopped: float = math.inf) -> None:
         """What was acknowledged is there once, the rest at most once; what failed, failed with its worker.
 
-        ``worker`` reads what is there now; ``kills`` are the moments before the signals were sent, and ``stopped``
-        the one before the server itself was told to end: from then on, a request may get no answer.
+        ``worker`` reads what is there now; ``stopped`` is the moment before the server itself was told to end: from
+        then on, a request may get no answer.
         """
         texts = worker.call("texts", wait=60)
         balances = dict(worker.call("sql", query="select id, balance from ledger_account"))
@@ -190,7 +215,7 @@ class Clients:
             if not least <= balances[target] <= most or balances[source] + balances[target] != OPENING:
                 problems.append(f"account {target} got {balances[target]}, not {least} to {most}")
             for began, ended, error in answers.broken:
-                if ended < stopped and not any(began <= kill + DYING and kill <= ended for kill in kills):
+                if ended < stopped and not any(kill.explains(began, ended) for kill in kills):
                     problems.append(f"failed while no worker was killed: {error}")
         assert not problems, "\n".join(problems[:20])
 

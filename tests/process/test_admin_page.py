@@ -6,6 +6,7 @@ RAFTSQLITE_SCREENSHOTS=1 the pictures in docs/images are made anew, which takes 
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -102,7 +103,7 @@ def cluster(start: Callable[..., Cluster]) -> Iterator[Cluster]:
             try:
                 with urllib.request.urlopen(url, json.dumps({"text": f"e{number}"}).encode(), timeout=5) as answer:
                     answer.read()
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 pass  # one of them was killed
 
     thread = threading.Thread(target=write)
@@ -149,8 +150,8 @@ def visit(browser: Browser, cluster: Cluster) -> Iterator[Callable[..., Visitor]
 def test_the_page_of_a_live_group_while_its_leader_is_killed(cluster: Cluster, visit: Callable[..., Visitor]) -> None:
     """One visitor, without a reload: all is there; a verification; the leader dies; then the page's own node does."""
     pids = cluster.ready()
-    leader = next(node for node in pids if cluster.get(node, "/node.json")["role"] == "leader")
-    address = cluster.get(leader, "/node.json")["leader"]
+    leader = cluster.leader()
+    address = cluster.raft_address(leader)
     own = leader % NODES + 1
     visitor = visit(own, viewport={"width": 1280, "height": 900}, color_scheme="light")
     page = visitor.page
@@ -161,7 +162,7 @@ def test_the_page_of_a_live_group_while_its_leader_is_killed(cluster: Cluster, v
         check_it_can_be_read(visit(own, **window), width)
     verify(visitor)
     leader = next(node for node in pids if node not in {leader, own})
-    address = cluster.get(leader, "/node.json")["node"]
+    address = cluster.raft_address(leader)
     hand_over(visitor, address)
 
     page.locator("details summary").click()

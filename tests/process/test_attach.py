@@ -155,7 +155,15 @@ def test_a_process_that_may_not_host_says_what_is_missing(new_cluster: NewCluste
     assert not node.name.exists(), "it may not make the database either"
     node.start()
     node.call("migrate", wait=60)
-    assert only_guest.call("create", text="now there is a host") > 0
+
+    def written() -> bool:
+        try:
+            return bool(only_guest.call("create", text="now there is a host") > 0)
+        except RemoteError as error:  # it waits for a second only
+            assert error.kind in ("Unavailable", "CommitOutcomeUnknown", "OperationalError"), error
+            return False
+
+    wait_until("it writes now that there is a host", written)
 
 
 def test_a_host_waits_for_the_port_of_the_one_that_dies(new_cluster: NewCluster) -> None:
@@ -176,9 +184,7 @@ def test_a_host_waits_for_the_port_of_the_one_that_dies(new_cluster: NewCluster)
         wait_until("it takes the lock again and again", tried_again)
         assert not opening.done(), opening.exception()
     opening.result(30)
-    status = node.status()
-    assert status is not None
-    assert status["host"]["pid"] == worker.pid
+    assert wait_until("it answers", node.status)["host"]["pid"] == worker.pid
 
 
 def test_raft_status_tells_through_the_host_and_by_its_exit_status(new_cluster: NewCluster) -> None:
@@ -199,8 +205,12 @@ def test_raft_status_tells_through_the_host_and_by_its_exit_status(new_cluster: 
     assert status(cluster[0]).returncode == 1
     assert not cluster[0].name.exists()
     cluster.start()
-    done = status(cluster[0])
-    assert done.returncode == 0, done.stderr
+
+    def led() -> subprocess.CompletedProcess[str] | None:
+        told = status(cluster[0])
+        return told if told.returncode == 0 else None
+
+    done = wait_until("a leader in reach", led)
     assert all(peer in done.stdout for peer in cluster.peers)
     cluster[1].kill()
     cluster[2].kill()

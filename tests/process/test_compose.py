@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from django_raftsqlite.management.certificates import init_authority, issue_certificate
+from tests.support.ports import free_ports
 from tests.support.printing import Printing
 
-from .cluster import ROOT, TESTPROJECT, free_ports
+from .cluster import ROOT, TESTPROJECT
 from .running import until
 
 NODES = ("node1", "node2", "node3")

@@ -17,7 +17,7 @@ START = 1000
 @pytest.fixture(params=["one process", "four processes of three nodes"])
 def processes(request: pytest.FixtureRequest, new_cluster: NewCluster) -> list[Worker]:
     """Where the threads are. Nobody waits or is idle for so long, however busy the machine is."""
-    cluster = new_cluster(timeout=60, lease_timeout=60)
+    cluster = new_cluster(timeout=60, lease_timeout=60, election_timeout=3)
     cluster.start()
     cluster[0].call("open_accounts", number=THREADS)
     cluster.converge()

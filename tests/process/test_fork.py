@@ -81,7 +81,7 @@ def test_a_process_that_forks_and_its_children_go_on_as_if_it_had_not(
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_child_takes_the_node_over_from_the_parent_that_hosted_it(new_cluster: NewCluster, size: int) -> None:
     """It opens the log, the port and the socket, whose copies it must not have kept."""
-    cluster = new_cluster(size)
+    cluster = new_cluster(size, timeout=30)
     for other in cluster.nodes[1:]:
         other.start(wait=False)
     with program(cluster[0], "outlived_by_a_child", "works") as process:
@@ -90,8 +90,7 @@ def test_a_child_takes_the_node_over_from_the_parent_that_hosted_it(new_cluster:
         wait_until("the node answers", cluster[0].status)
         process.kill()
         assert process.stdout.readline().startswith("alone "), process.stderr and process.stderr.read()
-        status = cluster[0].status()
-        assert status is not None
+        status = wait_until("the node answers", cluster[0].status)
         assert status["host"]["pid"] != process.pid
         if size > 1:
             cluster.converge()
@@ -99,7 +98,7 @@ def test_a_child_takes_the_node_over_from_the_parent_that_hosted_it(new_cluster:
 
 def test_a_sleeping_child_does_not_hide_that_its_parent_ended(new_cluster: NewCluster) -> None:
     """Who is attached to the parent, and its peers, notice it by the end of their sockets."""
-    cluster = new_cluster(3, election_timeout=3)
+    cluster = new_cluster(3, election_timeout=3, timeout=30)
     for other in cluster.nodes[1:]:
         other.start(wait=False)
     with program(cluster[0], "outlived_by_a_child", "sleeps") as process:
@@ -108,6 +107,6 @@ def test_a_sleeping_child_does_not_hide_that_its_parent_ended(new_cluster: NewCl
         guest = cluster[0].attach()
         guest.call("create", text="before")
         process.kill()
-        wait_until("the guest hosts", lambda: hosted_by(cluster[0], guest.pid), 2.0)
+        wait_until("the guest hosts", lambda: hosted_by(cluster[0], guest.pid), 20.0)  # the child sleeps for 30 s
         guest.call("create", text="after")
         cluster.converge()

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.ports import free_ports
+
 from .cluster import (
     ROOT,
     TESTPROJECT,
@@ -20,7 +22,6 @@ from .cluster import (
     RemoteError,
     check_files,
     converge,
-    free_ports,
     node_environment,
     wait_until,
 )
@@ -134,7 +135,7 @@ def test_three_members_become_five_and_three_others_under_writes(new_cluster: Ne
         before = len(writers.acknowledged)
         wait_until("the three go on", lambda: len(writers.acknowledged) > before + 20)
     left = [stay, *cluster.nodes[3:]]
-    assert set(roles(stay)) == {node.address for node in left}
+    wait_until("these three are the members", lambda: set(roles(stay)) == {node.address for node in left})
     print(
         f"{len(writers.acknowledged)} writes, {len(writers.unknown)} unknown, longest pause {writers.longest:.2f} s"
     )

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from .cluster import ROOT, SECRET, TESTPROJECT, free_ports, wait_until
+from tests.support.ports import free_ports
+
+from .cluster import ROOT, SECRET, TESTPROJECT, wait_until
 from .runbook import (
     PAGE,
     PATIENCE,
@@ -187,9 +189,9 @@ def test_the_runbook_from_top_to_bottom_loses_nothing_while_writers_write(crew: 
     check_restored(writes, members[1], saved)
 
     crew.begin("Restore, to a moment")
-    moment, seconds = datetime.now(UTC), time.monotonic()
+    before, moment, after = time.monotonic(), datetime.now(UTC), time.monotonic()
     crew.stands_for["2026-11-20T14:03:00Z"] = moment.isoformat(timespec="milliseconds")
-    saved = Restored(seconds - 0.005, seconds + 0.005)
+    saved = Restored(before - 0.005, after + 0.005)
     writes.wait_for_more()
     index = max(status["commit_index"] for machine in members if (status := machine.status()) is not None)
     wait_until(f"the log is archived up to {index}", lambda: archived(members, index), PATIENCE, every=0.2)

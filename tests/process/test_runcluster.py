@@ -8,29 +8,23 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from .cluster import alive
 from .running import NODES, start, until
 
 __all__ = ["start"]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_cluster_serves_survives_and_is_found_again(start: Any) -> None:
     """Pages from three nodes, the leader killed, nothing lost, a clean end, a second start."""
     cluster = start("--noreload", "--migrate", "--run", "seed --orders 3")
     cluster.wait_for(r"^node +pages +raft +data$")
-    page, member = f"http://127.0.0.1:{cluster.port + 2}/", f"127.0.0.1:{cluster.port + 5}"
+    page, member = f"http://127.0.0.1:{cluster.port + 2}/", cluster.raft_address(3)
     cluster.wait_for(rf"^node3 +{page} +{member} +\.raftsqlite/node3$")
     cluster.wait_for(r"^cluster \| node\d is the leader \(term \d+\)")
     cluster.wait_for(r"^seed +\| 42 products and 3 orders added")
     pids = cluster.ready()
     assert cluster.get(1, "/api/events/", {"text": "before"})
-    leader = next(node for node in pids if cluster.get(node, "/node.json")["role"] == "leader")
+    leader = cluster.leader()
 
     since = len(cluster.lines)
     os.kill(pids[leader], signal.SIGKILL)

@@ -93,9 +93,13 @@ STRANGERS = {
 }
 
 
+def term_of(node: ClusterNode) -> int:
+    return int(wait_until(f"{node} answers", node.status)["term"])
+
+
 def visited(cluster: Cluster, target: ClusterNode) -> bool:
     """Whether the strangers came, were seen to the door, and the leader went on to lead meanwhile."""
-    term = target.status()["term"]  # type: ignore[index]
+    term = term_of(target)
     sockets = {}
     logged: dict[str, int] = {}
     try:
@@ -122,7 +126,7 @@ def visited(cluster: Cluster, target: ClusterNode) -> bool:
 
         found = wait_until(f"a log line about {name}", lines, 5)
         assert len(found) == 1, f"{name}: {found}"
-    return bool(target.status()["term"] == term)  # type: ignore[index]
+    return term_of(target) == term
 
 
 @pytest.mark.timeout(180)
@@ -165,7 +169,6 @@ def test_a_node_with_a_wrong_secret_stays_outside_and_is_told_why(new_cluster: N
     wait_until(
         "a member's log names the secret", lambda: any("secret" in n.log.read_text() for n in members), PATIENCE
     )
-    status = outsider.status()
-    assert status is not None
+    status = wait_until("it answers", outsider.status)
     assert (status["version"], status["leader"]) == (0, None)
     assert outsider.call("sql", query="select name from sqlite_master where name = 'ledger_event'") == []

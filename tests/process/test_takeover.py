@@ -74,13 +74,14 @@ class Succession:
 # One request, and its host dies at a known point of its way ----------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("place", ["alone", "leader", "follower"])
 def test_a_guests_write_succeeds_and_is_there_once_wherever_it_was_when_its_host_died(
     place: str, new_cluster: NewCluster
 ) -> None:
     """An autocommit write gets its primary key, a COMMIT its success, from whoever hosts next. The host is of a
     group of one, or leads its group, or follows."""
-    cluster = new_cluster(1 if place == "alone" else 3, timeout=PATIENCE)
+    cluster = new_cluster(1 if place == "alone" else 3, timeout=PATIENCE, election_timeout=3)
     cluster.start()
     families = {node: Succession(node) for node in cluster}
     seconds: dict[str, float] = {}
@@ -151,7 +152,7 @@ def test_a_write_whose_answer_is_lost_on_its_way_succeeds_and_is_there_once(
     fate: str, new_cluster: NewCluster, network: Network
 ) -> None:
     """Its author never hears of the entry from the leader that committed it, and asks again under the same id."""
-    cluster = new_cluster(timeout=PATIENCE)
+    cluster = new_cluster(timeout=PATIENCE, election_timeout=3)
     network.install(cluster)
     cluster.start()
     for text in ("create", "commit"):
@@ -328,7 +329,7 @@ def check(record: Record, nodes: list[ClusterNode]) -> None:
 
 def test_guests_of_a_host_that_stands_still_are_told_which_process_it_is(new_cluster: NewCluster) -> None:
     """In time, in autocommit and in a transaction; a write that was under way is there at most once."""
-    node = new_cluster(1, timeout=1.0)[0]
+    node = new_cluster(1)[0]
     node.start()
     node.call("migrate", wait=60)
     node.call("open_accounts", number=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 
 from .cluster import ClusterNode, wait_until
 from .conftest import NewCluster
-from .servers import Clients, Server, prepare
+from .servers import TIMEOUT, Clients, Kill, Server, kill, prepare
 
 WORKERS = 3
 CLIENTS = 6
@@ -23,7 +21,7 @@ Serve = Callable[..., Server]
 @pytest.fixture
 def node(new_cluster: NewCluster) -> ClusterNode:
     """A group of one, not yet running."""
-    return new_cluster(1)[0]
+    return new_cluster(1, timeout=TIMEOUT)[0]
 
 
 @pytest.fixture
@@ -96,16 +94,15 @@ def test_the_worker_that_hosts_the_node_may_be_killed_and_the_server_stopped_und
     pairs = accounts_for(node, CLIENTS)
     server = serve(node, "--workers", str(WORKERS))
     clients = Clients(server, pairs, api="/async/")
-    kills: list[float] = []
+    kills: list[Kill] = []
     try:
         for _ in range(20 if soak_seconds >= 60 else 3):
             before = clients.done()
             wait_until("requests are answered", lambda before=before: clients.done() > before + 20)
             host = wait_until("a worker hosts the node", lambda: host_of(node))
             assert host in server.children()
-            kills.append(time.monotonic())
-            os.kill(host, signal.SIGKILL)
-            wait_until("another worker hosts the node", lambda host=host: host_of(node) not in (None, host), 10)
+            kills.append(kill(host))
+            wait_until("another worker hosts the node", lambda host=host: host_of(node) not in (None, host))
         before = clients.done()
         wait_until("requests are answered", lambda: clients.done() > before + 20)
         broken = clients.broken

@@ -243,6 +243,7 @@ def test_a_killed_process_runs_no_further_wherever_it_waits(world: World) -> Non
     assert not process.tasks
 
 
+@pytest.mark.timeout(600)
 def test_a_seed_that_fails_shrinks_to_what_it_fails_by() -> None:
     """Without any fsync nothing has to go wrong."""
     (fsync,) = (protection for protection in PROTECTIONS if protection.name == "fsync of the log")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +12,14 @@ from typing import Any, TypeVar
 from django_raftsqlite.raft.config import RaftConfig, RaftView
 from django_raftsqlite.raft.driver import RaftDriver
 
+from .ports import free_ports
+
 T = TypeVar("T")
 
 
 def free_addresses(count: int) -> tuple[str, ...]:
-    """Loopback addresses whose ports nobody had a moment ago, in ascending order."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return tuple(sorted(f"127.0.0.1:{sock.getsockname()[1]}" for sock in sockets))
+    """Loopback addresses whose ports nobody has, in ascending order."""
+    return tuple(sorted(f"127.0.0.1:{port}" for port in free_ports(count)))
 
 
 def wait_until(condition: Callable[[], T], what: str, *, seconds: float = 15.0) -> T:
@@ -120,6 +116,7 @@ class Group:
     def __init__(self, folder: Path, count: int = 3, **settings: Any) -> None:
         settings.setdefault("secret", "a secret of the tests")
         settings.setdefault("election_timeout", 0.3)
+        settings.setdefault("durable", False)  # how long a disk takes is not what the tests are about
         addresses = free_addresses(count)
         self.members = [
             Member(RaftConfig(address, addresses, folder / f"n{number}.raft" / "log", **settings))
@@ -162,11 +159,19 @@ class Group:
 
     def commit(self, payload: bytes) -> Member:
         """Propose until a leader took it and applied it; the payload must be unique. Returns the leader."""
-        leader = self.leader()
-        place = leader.propose(payload)
-        assert place is not None
-        wait_until(lambda: payload in leader.payloads, f"{payload!r} is committed")
-        return leader
+        while True:
+            leader = self.leader()
+            place = leader.propose(payload)
+            if place is None:
+                continue  # another one leads by now
+            what = f"something is committed in the place of {payload!r}"
+            if wait_until(lambda index=place[0]: self._at(index), what) == payload:  # type: ignore[misc]
+                wait_until(lambda leader=leader: payload in leader.payloads, f"{payload!r} is applied")  # type: ignore[misc]
+                return leader
+
+    def _at(self, index: int) -> bytes | None:
+        """What a member has applied at an index; of Raft's own entries that they are such."""
+        return next((said or b"-" for member in self.alive for at, said in list(member.applied) if at == index), None)
 
     def everywhere(self, payload: bytes) -> None:
         """Wait until all living members have applied the payload."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,16 +13,9 @@ from django_raftsqlite.node.host import HostedNode
 from django_raftsqlite.node.process import ProcessNode
 from django_raftsqlite.sqlite.entry import Result, Statement
 
+from .ports import free_ports
+
 DEADLINE = 20.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def eventually(check: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
@@ -78,7 +70,8 @@ class Group:
 
         def agreed() -> list[int]:
             leaders = {node.status()["leader"] for node in self.open_nodes()}
-            return [self.peers.index(leaders.pop())] if len(leaders) == 1 and None not in leaders else []
+            found = [self.peers.index(leader) for leader in leaders if leader is not None]
+            return found if len(leaders) == len(found) == 1 and not self.nodes[found[0]].closed else []
 
         number: int = eventually(agreed, "the nodes agree on a leader")[0]
         return number

@@ -13,7 +13,7 @@ from tests.support.direct_node import DirectNode
 @pytest.fixture
 def config(tmp_path: Path) -> NodeConfig:
     return NodeConfig(
-        name=tmp_path / "db.sqlite3", address="localhost", peers=("localhost",), durable=False, timeout=0.2
+        name=tmp_path / "db.sqlite3", address="localhost", peers=("localhost",), durable=False, timeout=30.0
     )
 
 

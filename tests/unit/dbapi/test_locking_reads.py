@@ -25,8 +25,10 @@ def test_with_autocommit_off_a_locking_read_begins_a_transaction(holder: dbapi.C
     holder.isolation_level = ""
     assert holder.execute(f"SELECT x FROM t {FOR_UPDATE}").fetchall() == [(1,)]
     assert holder.in_transaction
+    other = connect()
+    other.timeout = 0.2
     with pytest.raises(LeaseTimeout):
-        connect().execute("UPDATE t SET x = 2")
+        other.execute("UPDATE t SET x = 2")
     holder.rollback()
     connect().execute("UPDATE t SET x = 2")
 
@@ -38,6 +40,7 @@ def test_in_autocommit_a_locking_read_waits_for_the_lock_and_gives_it_back(
     assert other.execute(f"SELECT x FROM t {FOR_UPDATE}").fetchall() == [(1,)]
     assert not other.in_transaction
     holder.execute("BEGIN IMMEDIATE")
+    other.timeout = 0.2
     for lock in (FOR_UPDATE, FOR_UPDATE_NOWAIT):
         with pytest.raises(LeaseTimeout):
             other.execute(f"SELECT x FROM t {lock}")

@@ -360,8 +360,10 @@ def test_a_held_lease_is_database_is_locked(db: dbapi.Connection, connect: Conne
     db.execute("BEGIN")
     assert rows(db, "SELECT count(*) FROM account") == [(2,)]
     for statement in ("INSERT INTO note VALUES (1)", f"SELECT 1 {FOR_UPDATE_NOWAIT}"):
+        db.timeout = 0.2
         with pytest.raises(LeaseTimeout, match="database is locked"):
             db.execute(statement)
+    db.timeout = 30.0
     assert rows(db, "SELECT count(*) FROM account") == [(2,)]
     other.rollback()
     db.execute("INSERT INTO note VALUES (1)")

@@ -183,10 +183,13 @@ def test_a_cancelled_task_leaves_nothing_locked() -> None:
     async def work() -> None:
         await cancelled("ends well", fails=False)
         await cancelled("fails", fails=True)
+        inside.clear()
         go_on.clear()
+        task = asyncio.create_task(sync_to_async(slow)("times out", fails=False))
+        await asyncio.to_thread(inside.wait, 30)  # one that has not begun would never run
         asyncio.get_running_loop().call_later(0.3, go_on.set)
         with contextlib.suppress(TimeoutError):  # whether it is raised depends on the version of asgiref
-            await asyncio.wait_for(sync_to_async(slow)("times out", fails=False), 0.1)
+            await asyncio.wait_for(task, 0.1)
         await Event.objects.acreate(text="next")
 
     run(work())

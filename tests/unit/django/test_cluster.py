@@ -12,6 +12,7 @@ import pytest
 from django_raftsqlite.configuration import configure
 from django_raftsqlite.environment import merge
 from django_raftsqlite.management.cluster import ClusterError, PlannedNode, plan_cluster, require_free_ports
+from tests.support.ports import free_ports
 
 
 def plan(folder: Path, **changed: Any) -> tuple[PlannedNode, ...]:
@@ -97,10 +98,10 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port, raft_port = free_ports(2)
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
-        nodes = plan(tmp_path, nodes=1, port=port, raft_port=port + 1 if port < 65535 else port - 1)
+        nodes = plan(tmp_path, nodes=1, port=port, raft_port=raft_port)
         with pytest.raises(ClusterError, match=f"port {port}, which node1 needs.*write another --port"):
             require_free_ports(nodes)
     require_free_ports(nodes)

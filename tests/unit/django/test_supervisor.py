@@ -183,7 +183,8 @@ def test_a_child_that_keeps_dying_is_restarted_less_and_less_often(make: Any, tm
     cluster = make()
     cluster.start()
     for count in range(1, 4):
-        (tmp_path / "node3" / "exit").write_text("3")
+        (tmp_path / "node3" / "status").write_text("3")
+        (tmp_path / "node3" / "status").rename(tmp_path / "node3" / "exit")  # never seen half written
         until(lambda count=count: len(cluster.pids("node3")) > count, "node3 is restarted")
     said = [text for text in cluster.said if text.startswith("node3")]
     assert [text.rpartition(" in ")[2] for text in said] == ["0.05 s", "0.1 s", "0.2 s"]

@@ -67,11 +67,17 @@ def test_other_threads_have_their_turn_while_many_changes_are_hashed(connection:
 
     thread = threading.Thread(target=count)
     thread.start()
-    before = len(turns)
-    recorder.feed(hashlib.blake2b())
-    had = len(turns) - before
-    stop.set()
-    thread.join()
+
+    def had() -> int:
+        before = len(turns)
+        recorder.feed(hashlib.blake2b())
+        return len(turns) - before
+
+    try:
+        enough = any(had() > 5 for _ in range(10))  # a busy machine may have no turn to give for a while
+    finally:
+        stop.set()
+        thread.join()
     recorder.stop()
     connection.close()
-    assert had > 5
+    assert enough
