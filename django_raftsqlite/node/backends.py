@@ -173,19 +173,20 @@ class Backends:
     # To open one -------------------------------------------------------------------------------------------
 
     def _open(self, deadline: float) -> Backend:
+        problem = "nobody hosts it"
         lock = self._prepare() if self.config.host else None
-        text = self._nobody("nobody hosts it", None)
         while True:
             try:
                 if lock is not None and lock.acquire():
                     return self._host(lock)
                 return self._attach()
             except (OSError, HostLost) as error:
-                text = self._trouble = self._nobody(str(error), None if lock is None else lock.holder)
+                problem = str(error)
             except OperationalError as error:
                 # A process that was killed gives its lock up a moment before its port.
                 if not _port_in_use(error) or self.closed or time.monotonic() > deadline:
                     raise
+            self._trouble = text = self._nobody(problem, None if lock is None else lock.holder)
             if self.closed or time.monotonic() > deadline:
                 if lock is None and self._readers is None:  # never yet: rather a mistake than a fault
                     raise OperationalError(text)

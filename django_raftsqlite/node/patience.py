@@ -28,7 +28,7 @@ class Patience:
         """Seconds; comparable with each other only."""
         ticked, stood, left = self._state
         now = self._clock()
-        return now - stood - max(min(now - ticked, left), 0.0)
+        return now - stood - min(now - ticked, left)
 
     def until(self, deadline: float) -> Callable[[], float]:
         """What says how many seconds are left until ``deadline``; they may be more when it is asked again."""

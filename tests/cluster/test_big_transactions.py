@@ -22,7 +22,9 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def trio(tmp_path: Path) -> Iterator[Group]:
-    with group(tmp_path, 3, max_transaction_bytes=24 * MIB, lease_timeout=None, durable=False) as made:
+    # A machine that stands still for a moment takes nobody's turn, and no leadership.
+    settings: dict[str, Any] = {"lease_timeout": None, "election_timeout": 1.0, "durable": False}
+    with group(tmp_path, 3, max_transaction_bytes=24 * MIB, **settings) as made:
         made.leader()
         write(made.nodes[0], "CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
         made.settle()
@@ -124,7 +126,7 @@ def test_parts_that_were_given_up_go_with_the_next_write_of_their_author(trio: G
         return part(whole, number)
 
     node.origin.part = two_parts_then_nobody  # type: ignore[method-assign]
-    with pytest.raises(Unavailable, match=r"nothing of the transaction was executed|the write was not sent"):
+    with pytest.raises(Unavailable, match="nothing of the transaction was executed"):
         write(node, "INSERT INTO t (x) VALUES (?)", b"x" * 5 * MIB, timeout=2)
     assert sent == [0, 1, 2]
     node.origin.part = part  # type: ignore[method-assign]

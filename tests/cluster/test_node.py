@@ -168,7 +168,7 @@ def test_an_idle_holder_loses_the_lease_while_others_wait_and_its_application_is
         session = trio.nodes[1].begin({}, reason="idle", timeout=5)
         sent, _ = run(session, "INSERT INTO t VALUES ('lost')")
         write(trio.nodes[2], "INSERT INTO t VALUES ('kept')")
-        with pytest.raises(LeaseLost, match=r"idle|nothing was heard"):
+        with pytest.raises(LeaseLost, match="idle"):
             session.commit([sent], timeout=5)
         trio.settle()
         assert read(trio.nodes[1], "SELECT x FROM t") == [("kept",)]

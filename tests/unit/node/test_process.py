@@ -204,8 +204,8 @@ def test_a_host_that_cannot_be_found_is_looked_for_until_the_deadline_when_somet
     nobody = OperationalError("nobody hosts it")
     second = FakeBackend(DONE)
     assert Node(tmp_path, FakeBackend(lost()), nobody, nobody, second).write().rowcount == 1
-    with pytest.raises(CommitOutcomeUnknown, match=r"nobody hosts it|4711"):  # by which of the two the time was up
-        Node(tmp_path, FakeBackend(lost())).write(timeout=0.2)
+    with pytest.raises(CommitOutcomeUnknown, match="nobody hosts it"):
+        Node(tmp_path, FakeBackend(lost())).write(timeout=1.0)
 
 
 def test_a_host_that_cannot_be_found_is_an_error_at_once_when_nothing_was_sent(tmp_path: Path) -> None:
