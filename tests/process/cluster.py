@@ -55,12 +55,17 @@ def wait_until(what: str, probe: Callable[[], T | None], timeout: float = 30.0, 
         time.sleep(every)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs: it exists, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def until_accepted(what: str, attempt: Callable[[], T], *refusals: str, timeout: float = 30.0) -> T:
+    """The value of what may be tried again and again, once it is not refused with an error of these kinds."""
+
+    def accepted() -> list[T] | None:
+        try:
+            return [attempt()]
+        except RemoteError as error:
+            assert error.kind in refusals, error
+            return None
+
+    return wait_until(what, accepted, timeout)[0]
 
 
 class Worker:

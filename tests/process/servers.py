@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.ports import free_ports
+from tests.support.processes import alive
 
-from .cluster import ROOT, TESTPROJECT, ClusterNode, Worker, alive, node_environment, wait_until
+from .cluster import ROOT, TESTPROJECT, ClusterNode, Worker, node_environment, wait_until
 
 TIMEOUT = 15.0
 """Seconds that what a request does may wait for the group (OPTIONS["timeout"]); less than REQUEST_TIMEOUT."""

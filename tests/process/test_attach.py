@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from .cluster import TESTPROJECT, ClusterNode, RemoteError, node_environment, wait_until
+from .cluster import TESTPROJECT, ClusterNode, RemoteError, node_environment, until_accepted, wait_until
 from .conftest import NewCluster
 
 
@@ -103,16 +104,8 @@ def test_a_member_whose_host_was_killed_is_taken_over_within_its_group(new_clust
     guest = node.attach()
     guest.call("create", text="before")
     node.kill()
-
-    def written() -> bool:
-        try:
-            guest.call("create", text="after")
-        except RemoteError as error:
-            assert error.kind in ("HostLost", "Unavailable", "CommitOutcomeUnknown"), error
-            return False
-        return True
-
-    wait_until("the guest writes again", written, 15)
+    write = partial(guest.call, "create", text="after")
+    until_accepted("the guest writes again", write, "HostLost", "Unavailable", "CommitOutcomeUnknown", timeout=15)
     cluster[1].call("create", text="by another node")
     cluster.converge()
     assert guest.call("status")["host"]["pid"] == guest.pid
@@ -155,15 +148,9 @@ def test_a_process_that_may_not_host_says_what_is_missing(new_cluster: NewCluste
     assert not node.name.exists(), "it may not make the database either"
     node.start()
     node.call("migrate", wait=60)
-
-    def written() -> bool:
-        try:
-            return bool(only_guest.call("create", text="now there is a host") > 0)
-        except RemoteError as error:  # it waits for a second only
-            assert error.kind in ("Unavailable", "CommitOutcomeUnknown", "OperationalError"), error
-            return False
-
-    wait_until("it writes now that there is a host", written)
+    write = partial(only_guest.call, "create", text="now there is a host")
+    refusals = "Unavailable", "CommitOutcomeUnknown", "OperationalError"  # it waits for a second only
+    assert until_accepted("it writes now that there is a host", write, *refusals) > 0
 
 
 def test_a_host_waits_for_the_port_of_the_one_that_dies(new_cluster: NewCluster) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from .cluster import TESTPROJECT, Cluster, ClusterNode, RemoteError, check_files, node_environment, wait_until
+from .cluster import TESTPROJECT, Cluster, ClusterNode, check_files, node_environment, until_accepted, wait_until
 
 DEADLINE = 30.0
 """Seconds; how long it took is printed."""
@@ -21,16 +21,9 @@ ROUNDS = 3
 def write_until_accepted(node: ClusterNode, text: str) -> float:
     """Seconds until the node acknowledged a write."""
     began = time.monotonic()
-
-    def accepted() -> bool:
-        try:
-            node.call("create", text=text)
-        except RemoteError as error:
-            assert error.kind in ("Unavailable", "CommitOutcomeUnknown", "TransactionConflict", "LeaseTimeout"), error
-            return False
-        return True
-
-    wait_until(f"{node} accepts a write", accepted, DEADLINE)
+    refusals = "Unavailable", "CommitOutcomeUnknown", "TransactionConflict", "LeaseTimeout"
+    write = partial(node.call, "create", text=text)
+    until_accepted(f"{node} accepts a write", write, *refusals, timeout=DEADLINE)
     return time.monotonic() - began
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from .cluster import RemoteError, Worker, wait_until
+from .cluster import RemoteError, Worker, until_accepted, wait_until
 from .conftest import NewCluster
 
 
@@ -57,13 +57,5 @@ def test_database_is_locked_names_the_node_the_process_the_age_and_the_first_sta
 
 def patiently(worker: Worker, verb: str, **arguments: str) -> None:
     """Run a verb that may be repeated, until its writes were done in time."""
-
-    def done() -> bool:
-        try:
-            worker.call(verb, **arguments)
-        except RemoteError as error:
-            assert error.kind in ("Unavailable", "CommitOutcomeUnknown", "LeaseTimeout"), error
-            return False
-        return True
-
-    wait_until(f"{verb} is done", done)
+    attempt = partial(worker.call, verb, **arguments)
+    until_accepted(f"{verb} is done", attempt, "Unavailable", "CommitOutcomeUnknown", "LeaseTimeout")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 
-from .cluster import Cluster, ClusterNode, RemoteError, Worker, wait_until
+from .cluster import Cluster, ClusterNode, RemoteError, Worker, until_accepted, wait_until
 from .conftest import NewCluster
 from .proxy import Network
 
@@ -69,15 +70,8 @@ def test_a_deposed_leader_gives_no_old_data_to_leader_reads(cluster: Cluster, ne
     for follower in (one, other):
         network.hold(leader.address, follower.address)
         network.hold(follower.address, leader.address)
-
-    def written() -> int | None:
-        try:
-            return int(one.call("create", text="under the next leader"))
-        except RemoteError as error:
-            assert error.kind in ("Unavailable", "CommitOutcomeUnknown"), error
-            return None
-
-    acknowledged = wait_until("the others elect a leader and write", written, 30)
+    write = partial(one.call, "create", text="under the next leader")
+    acknowledged = until_accepted("the others elect a leader and write", write, "Unavailable", "CommitOutcomeUnknown")
     seen = newest_or_none(leader)
     assert seen is None or seen >= acknowledged
     for follower in (one, other):

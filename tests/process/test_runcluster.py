@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from .cluster import alive
+from tests.support.processes import alive
+
 from .running import NODES, start, until
 
 __all__ = ["start"]

@@ -17,6 +17,7 @@ import pytest
 from django_raftsqlite.management import supervisor as module
 from django_raftsqlite.management.child import Child, Program, describe_exit
 from django_raftsqlite.management.supervisor import Report, Supervisor
+from tests.support.processes import alive
 
 DEADLINE = 30.0
 
@@ -47,14 +48,6 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             return value
         time.sleep(0.01)
     return pytest.fail(f"not within {DEADLINE:g} s: {what}")
-
-
-def alive(pid: int) -> bool:
-    try:
-        # A zombie whose parent has not looked yet has ended.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class Cluster:
