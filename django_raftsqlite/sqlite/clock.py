@@ -8,13 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import apsw
-
-VFS_NAME = "raftsqlite"
-"""The name SQLite knows our VFS by; every connection of ours is opened with it."""
-
-_JULIAN_EPOCH_MS = 210_866_760_000_000  # the Unix epoch in milliseconds of the Julian day (xCurrentTimeInt64)
-
 
 class _Moment(threading.local):
     """What `'now'` and `random()` mean on this thread. ``clock`` and ``seed`` None: the real thing.
@@ -72,22 +65,3 @@ def generator() -> random.Random:
     if _moment.generator is None:
         _moment.generator = random.Random(_moment.seed)
     return _moment.generator
-
-
-class _ReplayVFS(apsw.VFS):
-    """The default VFS with another clock.
-
-    Only ``xCurrentTimeInt64`` is ours. Files are opened by the default VFS and do their I/O in C, so nothing is
-    added to a read or a write. SQLite asks for the time once per step at most
-    (https://sqlite.org/c3ref/vfs.html).
-    """
-
-    def __init__(self) -> None:
-        super().__init__(VFS_NAME, "")
-
-    def xCurrentTimeInt64(self) -> int:
-        return now_ms() + _JULIAN_EPOCH_MS
-
-
-# Kept for the life of the process: a VFS is unregistered when its object is collected.
-_vfs = _ReplayVFS()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from . import clock, forking
+from . import forking, vfs
 from .functions import FunctionRegistry, Registrar, StatementCounters, register
 
 logger = logging.getLogger("django_raftsqlite.sqlite")
@@ -108,7 +108,7 @@ def _open(path: Path, flags: int) -> Connection:
     forking.check()
     forking.remember(path)
     with forking.opening:
-        connection = Connection(str(path), flags=flags, vfs=clock.VFS_NAME, statementcachesize=_STATEMENT_CACHE)
+        connection = Connection(str(path), flags=flags, vfs=vfs.NAME, statementcachesize=_STATEMENT_CACHE)
         try:
             connection.set_busy_timeout(BUSY_TIMEOUT_MS)
             # The first look into a file maps its -shm, under the mutex under which files are opened and closed.

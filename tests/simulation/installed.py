@@ -22,6 +22,7 @@ from django_raftsqlite.node import archive, calls, fingerprint, host, process, s
 from django_raftsqlite.raft import driver, pinned
 from django_raftsqlite.raft import log as raft_log
 from django_raftsqlite.sqlite import clock, connections, copying, wal
+from django_raftsqlite.sqlite import vfs as replay_vfs
 
 from . import disk
 from .loop import LoopThread
@@ -165,7 +166,7 @@ def installed(world: World, network: Network, simulation: Any) -> Iterator[disk.
         put(driver, "Transport", lambda config, identity, **calls: Transport(network, config, identity, **calls))
         put(driver, "RaftLog", BoundLog)
         put(driver, "lower_switch_interval", lambda: None)
-        put(clock, "VFS_NAME", disk.VFS_NAME)
+        put(replay_vfs, "NAME", disk.VFS_NAME)
         put(clock, "_system_random", chance)
         put(raft_log, "apsw", Substitute(apsw, Connection=partial(tracked, apsw.Connection, vfs=disk.VFS_NAME)))
         put(connections, "Connection", partial(tracked, connections.Connection))

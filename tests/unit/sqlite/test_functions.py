@@ -16,7 +16,7 @@ import apsw
 import pytest
 from django.db.backends.sqlite3._functions import register as django_functions
 
-from django_raftsqlite.sqlite import clock
+from django_raftsqlite.sqlite import clock, vfs
 from django_raftsqlite.sqlite.connections import Connection, open_writer
 from django_raftsqlite.sqlite.errors import convert_error
 from django_raftsqlite.sqlite.functions import FunctionRegistry
@@ -101,11 +101,23 @@ class TestClock:
             thread.join()
         assert seen[0] > CLOCK // 1000
 
-    def test_file_io_stays_in_the_default_vfs(self, connect: Callable[..., Connection]) -> None:
-        """Only the clock is ours: a Python call per page would be paid by every statement."""
-        overridden = {name for name in vars(type(clock._vfs)) if name.startswith("x")}
-        assert overridden == {"xCurrentTimeInt64"}
-        assert connect().open_vfs == clock.VFS_NAME
+    def test_files_are_read_and_written_without_python(self, connect: Callable[..., Connection]) -> None:
+        """Only the clock is ours: the interpreter lock would be taken for every page."""
+        assert connect().open_vfs == vfs.NAME
+        told = {details["zName"]: details for details in apsw.vfs_details()}
+        ours, default = told[vfs.NAME], told[apsw.vfs_names()[0]]
+        differing = {field for field in default if ours.get(field) != default[field]}
+        assert differing == {"zName", "xCurrentTimeInt64"}
+
+    def test_a_vfs_that_is_not_known_leaves_apsws(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What a structure holds is compared with what APSW tells of it, before anything is changed."""
+        before = apsw.vfs_details()
+        monkeypatch.setattr(vfs._Struct, "values", lambda _: {"xOpen": 1})
+        assert not vfs._in_c()
+        assert "its VFS is an unknown one" in caplog.text
+        assert apsw.vfs_details() == before
 
 
 class TestRandomness:
