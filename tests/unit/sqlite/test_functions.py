@@ -192,6 +192,71 @@ class TestRandomness:
             value(connect(), "SELECT UUIDV4()")
 
 
+class TestCounters:
+    SCHEMA = """
+        CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE);
+        CREATE TABLE seen(id INTEGER PRIMARY KEY, place, changes);
+        CREATE VIEW v AS SELECT a, b FROM t;
+        INSERT INTO t VALUES (1, 1), (2, 2), (3, 3);
+    """
+    TRIGGERS = """
+        CREATE TRIGGER before_it BEFORE UPDATE ON t BEGIN
+            INSERT INTO seen(place, changes) VALUES ('before', changes()); END;
+        CREATE TRIGGER after_it AFTER UPDATE ON t BEGIN
+            INSERT INTO seen(place, changes) VALUES ('after', changes());
+            DELETE FROM seen WHERE place = 'nothing';
+            INSERT INTO seen(place, changes) VALUES ('after nothing', changes()); END;
+        CREATE TRIGGER instead INSTEAD OF UPDATE ON v BEGIN
+            INSERT INTO seen(place, changes) VALUES ('instead', changes()); END;
+    """
+    PROGRAMS = (
+        ("SELECT 1",),
+        ("UPDATE t SET b = b + 10 WHERE a < 3", "SELECT 1"),
+        ("UPDATE t SET b = 7 WHERE a > 100",),
+        ("UPDATE t SET b = b + 10", "UPDATE t SET b = 7 WHERE a > 100"),
+        ("UPDATE t SET b = 0",),
+        ("UPDATE OR FAIL t SET b = 0",),
+        ("UPDATE v SET b = 5 WHERE a = 1",),
+        ("INSERT INTO t VALUES (9, 9) ON CONFLICT DO NOTHING", "INSERT INTO t VALUES (9, 8) ON CONFLICT DO NOTHING"),
+        ("DELETE FROM t",),
+        ("CREATE TABLE other AS SELECT a FROM t",),
+        ("SAVEPOINT s", "DELETE FROM t WHERE a = 1", "ROLLBACK TO s"),
+    )
+
+    @pytest.mark.parametrize("triggers", [True, False])
+    @pytest.mark.parametrize("program", PROGRAMS)
+    def test_changes_is_sqlites_own_but_for_what_was_before(
+        self, connect: Callable[..., Connection], program: tuple[str, ...], triggers: bool
+    ) -> None:
+        """As on a connection that was just opened, also within triggers and after statements that fail."""
+
+        def run(connection: apsw.Connection) -> list[Any]:
+            connection.execute("BEGIN")
+            for sql in program:
+                try:
+                    connection.execute(sql).fetchall()
+                except apsw.Error:
+                    connection.execute("INSERT INTO seen(place, changes) VALUES ('failed', changes())")
+                else:
+                    connection.execute("INSERT INTO seen(place, changes) VALUES ('done', changes())")
+            found = connection.execute("SELECT place, changes FROM seen ORDER BY id").fetchall()
+            connection.execute("ROLLBACK")
+            return found
+
+        ours = connect()
+        ours.execute(self.SCHEMA + (self.TRIGGERS if triggers else ""))
+        native = apsw.Connection(str(ours.filename))
+        try:
+            expected = run(native)
+        finally:
+            native.close()
+        for _ in range(2):
+            ours.execute("INSERT INTO t VALUES (50, 50), (51, 51); DELETE FROM t WHERE a >= 50")
+            assert ours.changes() == 2
+            ours.counters.restart()
+            assert run(ours) == expected
+
+
 class TestRegistry:
     def test_djangos_functions_can_be_registered(self, connect: Callable[..., Connection]) -> None:
         """They are handed in by a registrar, and are written for sqlite3's signatures."""
