@@ -38,10 +38,12 @@ OPERATIONS = ("create", "update", "transfer", "get", "page")
 CLIENTS = (1, 16)
 POSTGRESQL = "PostgreSQL, 3 nodes"
 POSTGRESQL_SPREAD = "PostgreSQL: spread"
+POSTGRESQL_PINNED = "PostgreSQL, pinned"
 LEGEND = """\
 Three nodes: "at the leader" and "at a follower" have all clients in that node's process, "spread" has client n in the
-process of node n modulo 3. Where one process has 16 threads, they share its interpreter lock. Each is compared with
-PostgreSQL whose clients are laid out alike: "spread" with "spread", the others with clients in one process."""
+process of node n modulo 3. Where one process has 16 threads, they share its interpreter lock. "pinned": that process
+keeps to one processor (see docs/processes.md); the other nodes and PostgreSQL's servers don't. Each is compared with
+PostgreSQL whose clients are laid out alike."""
 
 
 def main() -> int:
@@ -117,7 +119,11 @@ def postgresql(console: Console, field: Field, options: argparse.Namespace) -> l
     workers = field.clients_of(group, max(options.processes, 3))
     if options.processes > 1:
         return [Contender(POSTGRESQL, workers[: options.processes])]
-    return [Contender(POSTGRESQL, workers[:1]), Contender(POSTGRESQL_SPREAD, workers)]
+    return [
+        Contender(POSTGRESQL, workers[:1]),
+        Contender(POSTGRESQL_PINNED, workers[:1], pinned=True),
+        Contender(POSTGRESQL_SPREAD, workers),
+    ]
 
 
 def line_up(field: Field, processes: int) -> list[Contender]:
@@ -129,12 +135,15 @@ def line_up(field: Field, processes: int) -> list[Contender]:
     nodes = [leader, *followers]
     alone = partial(Contender, ours=True)
     group = partial(Contender, ours=True, replicated=True, rival=POSTGRESQL)
+    pinned = partial(group, rival=POSTGRESQL_PINNED, pinned=True)
     if processes == 1:
         return [
             field.sqlite3(),
             alone("one node", [worker_of(one[0])]),
             group("three: at the leader", [worker_of(leader)]),
             group("three: at a follower", [worker_of(followers[0])]),
+            pinned("leader, pinned", [worker_of(leader)]),
+            pinned("follower, pinned", [worker_of(followers[0])]),
             group("three: spread", [worker_of(node) for node in nodes], rival=POSTGRESQL_SPREAD),
         ]
     return [

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from tests.process.cluster import Cluster, ClusterNode, Worker
 
 from .postgresql import PostgresqlGroup, PostgresqlMissing
+
+PROCESSORS = sorted(os.sched_getaffinity(0))
+"""Those that may be used."""
 
 
 class MeasuredWorker(Worker):
@@ -36,7 +43,8 @@ class MeasuredCluster(Cluster):
 class Contender:
     """``workers`` share the clients: client n works in process n modulo their number.
 
-    ``rival`` is the contender on PostgreSQL whose clients are laid out as here, in as many processes.
+    ``rival`` is the contender on PostgreSQL whose clients are laid out as here, in as many processes. ``pinned``:
+    each of the workers has one processor while it is measured; what else there is runs where the kernel wants it to.
     """
 
     name: str
@@ -44,9 +52,11 @@ class Contender:
     ours: bool = False
     replicated: bool = False
     rival: str = ""
+    pinned: bool = False
 
     def measure(self, operation: str, clients: int, seconds: float) -> Sample:
         """Run an operation with that many clients at once, for so long."""
+        self._place()
         start = time.monotonic() + 0.15
         waiting: list[Future[Any]] = []
         for place, worker in enumerate(self.workers):
@@ -55,6 +65,13 @@ class Contender:
                 waiting.append(worker.send("measure", name=operation, clients=mine, start=start, seconds=seconds))
         times = [time for future in waiting for client in future.result(seconds + 120) for time in client]
         return Sample(len(times) / seconds, sorted(times))
+
+    def _place(self) -> None:
+        for place, worker in enumerate(self.workers):
+            cpus = {PROCESSORS[place % len(PROCESSORS)]} if self.pinned else set(PROCESSORS)
+            for thread in psutil.Process(worker.pid).threads():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread.id, cpus)  # threads that begin later have that of their maker
 
 
 @dataclass
