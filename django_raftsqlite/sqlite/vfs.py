@@ -7,7 +7,7 @@ import logging
 
 import apsw
 
-from . import clock
+from . import clock, forking
 
 logger = logging.getLogger("django_raftsqlite.sqlite")
 
@@ -100,7 +100,10 @@ def _in_c() -> bool:
     return True
 
 
-# Kept for the life of the process: a VFS is unregistered when its object is collected.
+# A VFS is unregistered, and its memory is freed, when its object is collected; connections may be closed after that,
+# since APSW does not take ours for one of its own and so does not keep it for them.
 _vfs = _ReplayVFS()
+forking.keep_for_ever(_vfs)
+forking.keep_for_ever(_current_time)
 in_c = _in_c()
 """Whether files are read and written without Python."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -108,6 +110,22 @@ class TestClock:
         ours, default = told[vfs.NAME], told[apsw.vfs_names()[0]]
         differing = {field for field in default if ours.get(field) != default[field]}
         assert differing == {"zName", "xCurrentTimeInt64"}
+
+    def test_connections_may_be_closed_after_the_module_was_torn_down(self, tmp_path: Path) -> None:
+        """As at the end of the interpreter; to close the last connection deletes the -wal, through the VFS."""
+        script = """if True:
+            import sys, apsw
+            from django_raftsqlite.sqlite import vfs
+            connection = apsw.Connection(sys.argv[1], vfs=vfs.NAME)
+            connection.pragma("journal_mode", "wal")
+            connection.execute("CREATE TABLE t(a DEFAULT CURRENT_TIMESTAMP)")
+            vfs._vfs = vfs._current_time = None
+            connection.execute("INSERT INTO t DEFAULT VALUES")
+            connection.close()
+        """
+        path = tmp_path / "closed at the end"
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=60)
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
     def test_a_vfs_that_is_not_known_leaves_apsws(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
