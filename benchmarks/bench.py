@@ -29,7 +29,7 @@ from rich.console import Console
 
 from tests.process.cluster import ROOT
 
-from .contenders import Contender, Field, worker_of
+from .contenders import PROCESSORS, Contender, Field, worker_of
 from .memory import print_memory
 from .postgresql import PostgresqlMissing
 from .results import PLAIN, Results, judge, table
@@ -69,6 +69,7 @@ def main() -> int:
 def compete(console: Console, field: Field, options: argparse.Namespace) -> bool:
     """Measure and print; whether the targets were met."""
     contenders = [*postgresql(console, field, options), *line_up(field, options.processes)]
+    contenders = [contender for contender in contenders if PROCESSORS or not contender.pinned]
     contenders.sort(key=lambda contender: contender.name != PLAIN)
     rivals = {contender.name for contender in contenders}
     for contender in contenders:

@@ -17,8 +17,8 @@ from tests.process.cluster import Cluster, ClusterNode, Worker
 
 from .postgresql import PostgresqlGroup, PostgresqlMissing
 
-PROCESSORS = sorted(os.sched_getaffinity(0))
-"""Those that may be used."""
+PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+"""Those that may be used; none where nobody can choose (macOS)."""
 
 
 class MeasuredWorker(Worker):
@@ -67,7 +67,7 @@ class Contender:
         return Sample(len(times) / seconds, sorted(times))
 
     def _place(self) -> None:
-        for place, worker in enumerate(self.workers):
+        for place, worker in enumerate(self.workers if PROCESSORS else ()):
             cpus = {PROCESSORS[place % len(PROCESSORS)]} if self.pinned else set(PROCESSORS)
             for thread in psutil.Process(worker.pid).threads():
                 with suppress(ProcessLookupError):
