@@ -19,6 +19,10 @@ _JULIAN_EPOCH_MS = 210_866_760_000_000  # the Unix epoch in milliseconds of the 
 _CurrentTime = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64))
 
 
+def _julian_ms() -> int:
+    return clock.now_ms() + _JULIAN_EPOCH_MS
+
+
 class _ReplayVFS(apsw.VFS):
     """The default VFS, of which APSW makes a shim: :func:`_in_c` takes that away again, but for the clock."""
 
@@ -26,7 +30,7 @@ class _ReplayVFS(apsw.VFS):
         super().__init__(NAME, "")
 
     def xCurrentTimeInt64(self) -> int:
-        return clock.now_ms() + _JULIAN_EPOCH_MS
+        return _julian_ms()
 
 
 class _Struct(ctypes.Structure):
@@ -68,15 +72,17 @@ def _struct_of(name: str | None) -> _Struct | None:
     try:
         address = ctypes.c_void_p()
         connection.file_control("main", apsw.SQLITE_FCNTL_VFS_POINTER, ctypes.addressof(address))
-        struct = _Struct.from_address(address.value or 0)
-        told = next(details for details in apsw.vfs_details() if details["zName"] == connection.open_vfs)
+        told = next((details for details in apsw.vfs_details() if details["zName"] == connection.open_vfs), None)
     finally:
         connection.close()
+    if told is None or not address.value:
+        return None
+    struct = _Struct.from_address(address.value)
     return struct if all(told.get(field) == value for field, value in struct.values().items()) else None
 
 
 def _tell_time(_vfs: int | None, found: ctypes._Pointer[ctypes.c_int64]) -> int:
-    found[0] = clock.now_ms() + _JULIAN_EPOCH_MS
+    found[0] = _julian_ms()
     return apsw.SQLITE_OK
 
 
@@ -105,5 +111,4 @@ def _in_c() -> bool:
 _vfs = _ReplayVFS()
 forking.keep_for_ever(_vfs)
 forking.keep_for_ever(_current_time)
-in_c = _in_c()
-"""Whether files are read and written without Python."""
+_in_c()

@@ -137,6 +137,21 @@ class TestClock:
         assert "its VFS is an unknown one" in caplog.text
         assert apsw.vfs_details() == before
 
+    def test_apsws_vfs_has_the_statements_clock_too(self, tmp_path: Path) -> None:
+        """In a process of its own, in which APSW tells nothing of any VFS."""
+        script = """if True:
+            import sys, apsw
+            apsw.vfs_details = lambda: []
+            from django_raftsqlite.sqlite import clock, vfs
+            connection = apsw.Connection(sys.argv[1], vfs=vfs.NAME)
+            with clock.replaying(int(sys.argv[2]), 1):
+                print(connection.execute("SELECT datetime('now')").fetchall()[0][0])
+        """
+        command = [sys.executable, "-c", script, str(tmp_path / "db"), str(CLOCK)]
+        ended = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+        assert ended.stdout.strip() == NOW
+        assert "its VFS is an unknown one" in ended.stderr
+
 
 class TestRandomness:
     SQL = "SELECT random(), hex(randomblob(16)), RAND(), random() FROM (SELECT 1 UNION ALL SELECT 2)"
